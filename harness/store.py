@@ -1,0 +1,133 @@
+"""One number, one row: the schema, and Parquet files that appear whole or not at all.
+
+    run folder
+    ├── run.json          plan, machine card, git commit: written before the first job
+    ├── cells/KEY.parquet rows of one finished (or failed) cell; KEY names its inputs and our sources
+    ├── telemetry/JOB.parquet   memory, power and clocks over time, with phase marks
+    └── rows.parquet      all cells in plan order (a committed run keeps only this, run.json, telemetry.parquet)
+
+Long rows, not wide: a new metric needs no schema change. `repeat` counts within one process,
+`replicate` counts processes: they are not the same kind of sample and are never pooled.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+#: 1: first version.
+SCHEMA_VERSION = 1
+
+STATUSES = ("ok", "oom", "timeout", "crash")
+
+
+class StoreError(Exception):
+    """A results file is missing, truncated or of another schema; the message is one sentence."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measured, scored or predicted number. Unknown is None; unscored is NaN in `value`."""
+
+    run: str
+    cell: str  # hash of everything that determines the cell, our sources included
+    architecture: str  # spec string with its options, e.g. "tova:budget=128"
+    suite: str  # spec string with its options, e.g. "needle:trials=10"
+    metric: str
+    value: float
+    unit: str
+    case: str | None = None  # None: a number of the whole cell
+    repeat: int | None = None  # within one process
+    replicate: int = 0  # process
+    step: int | None = None  # decode step
+    axes: str = "{}"  # JSON with sorted keys, e.g. {"depth": 0.5, "length": 512}
+    axis: str = "quality"  # "systems" (random weights) | "quality" (trained weights)
+    prompt_mode: str | None = None  # how the prompt met the policy: stepwise, bulk, blockwise, parallel
+    scoring_mode: str | None = None  # "cache-extend", "cache-step", "cache-generate"
+    implementation: str | None = None
+    dtype: str | None = None
+    device: str | None = None
+    threads: int | None = None
+    batch: int | None = None
+    evictions: int | None = None  # tokens dropped or folded, summed over layers and the cell's requests
+    requests: int | None = None
+    requests_with_eviction: int | None = None
+    weights: str | None = None  # name@hash, or "random@seed"
+    text: str | None = None  # source and hash of the text read
+    machine: str | None = None
+    phase: str | None = None  # "load", "prefill", "decode", "score", "predicted"
+    status: str = "ok"
+    message: str | None = None
+    validity: str | None = None  # filled by a later verdict
+
+
+_ARROW = {"str": pa.string(), "float": pa.float64(), "int": pa.int64()}
+SCHEMA = pa.schema(
+    [(f.name, _ARROW[str(f.type).split(" ")[0]]) for f in fields(Row)],
+    metadata={"kvmark_schema": str(SCHEMA_VERSION)},
+)
+
+
+def axes_json(axes: dict[str, Any]) -> str:
+    """Axes as the canonical JSON that rows hold."""
+    return json.dumps(dict(sorted(axes.items())), separators=(", ", ": "))
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write bytes so that `path` holds either its old content or all of the new. Raises OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".partial-")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def write_table(path: Path, table: pa.Table) -> None:
+    """Write a Parquet table atomically."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    write_atomic(path, sink.getvalue().to_pybytes())
+
+
+def write_rows(path: Path, rows: Iterable[Row]) -> None:
+    """Write rows atomically. A value that is None becomes NaN; every other None stays null."""
+    records = [asdict(row) for row in rows]
+    for record in records:
+        if record["value"] is None:
+            record["value"] = math.nan
+    write_table(path, pa.Table.from_pylist(records, schema=SCHEMA))
+
+
+def read_table(path: Path) -> pa.Table:
+    """Read one Parquet file of rows, whole. Raises StoreError with one sentence."""
+    try:
+        table = pq.read_table(path)
+    except FileNotFoundError:
+        raise StoreError(f"{path} does not exist.") from None
+    except (pa.ArrowException, OSError) as error:
+        raise StoreError(f"{path} is not a readable Parquet file ({first_line(error)}).") from None
+    found = (table.schema.metadata or {}).get(b"kvmark_schema", b"?").decode()
+    if found != str(SCHEMA_VERSION):
+        raise StoreError(f"{path} has schema version {found}; this kvmark reads version {SCHEMA_VERSION}.")
+    return table
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, without its final stop."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(". ")

@@ -1,0 +1,57 @@
+"""Architectures: tensors only. `names()` lists the folder, `build()` makes one of them.
+
+Nothing here imports torch until an architecture is asked for, so that listing stays instant.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .spec import canonical, known, parse_options, registry, split_spec
+
+if TYPE_CHECKING:
+    from .architecture import Architecture, Shape
+
+FOLDER = Path(__file__).parent / "architectures"
+
+
+def names() -> list[str]:
+    """Every architecture: the file names in `models/architectures/`."""
+    return registry(FOLDER)
+
+
+def docline(name: str) -> str:
+    """First line of an architecture's docstring, read without importing it."""
+    tree = ast.parse((FOLDER / f"{name}.py").read_text(encoding="utf-8"))
+    return (ast.get_docstring(tree) or "").partition("\n")[0]
+
+
+def parse(spec: str) -> tuple[Any, Any]:
+    """Spec string -> (the architecture's module, its Options). Raises SpecError."""
+    name, text = split_spec(spec)
+    known(name, FOLDER, "architecture")
+    module = importlib.import_module(f"{__name__}.architectures.{name}")
+    return module, parse_options(module.Options, text, f"architecture '{name}'")
+
+
+def canonical_spec(spec: str) -> str:
+    """The spec with only what differs from the defaults: the name that rows carry. Raises SpecError."""
+    _, options = parse(spec)
+    return canonical(split_spec(spec)[0], options)
+
+
+def build(spec: str, shape: Shape) -> Architecture:
+    """An architecture with freshly initialised weights on torch's default device and dtype.
+
+    Raises SpecError where the spec or its combination with the shape is wrong.
+    """
+    from .spec import SpecError
+
+    module, options = parse(spec)
+    try:
+        return module.Model(shape, options)
+    except ValueError as error:
+        raise SpecError(str(error)) from None

@@ -1,0 +1,151 @@
+"""What an architecture promises, in one place: a cached multi-token step, and its own cost.
+
+    cache = model.new_cache(batch, capacity)
+    logits_BV  = model.extend(prompt_BT, valid_BT, cache)                  # prompt, segment, block
+    logits_BTV = model.extend(forced_BT, valid_BT, cache, logits="all")    # scored continuation
+    logits_BV  = model.decode(token_B, cache)                              # one generated token
+    logits_BTV = model.forward(tokens_BT)                                  # no cache: training only
+
+Dimension letters, used as suffixes everywhere in `models/`:
+
+    B batch rows      T tokens of this call    S cache slots       N tokens seen so far
+    L layers          E model width            F FFN width         V vocabulary
+    H query heads     G KV heads               D head dimension    K convolution taps
+
+Cost is the architecture's own statement ("predicted"); tests hold it to what storage really holds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from .cache import Cache, CacheBytes
+
+LogitsOf = Literal["last", "all"]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes and layer options of a network; equal for every member of a compared family.
+
+    `rope_fraction` of the frequency pairs are rotated; `rope_upper=False` leaves positions out of
+    the upper half of the stack (NoPE). `conv` taps of a causal depthwise convolution follow the
+    q, k and v projections (0: none). `qk_norm` L2-normalises q and k per head and replaces
+    1/sqrt(D) by learned per-head scales. YOCO may have FFN widths of its own to equalise
+    parameters (paper section 4.2: 8d/3 for the Transformer, 3d for YOCO).
+    """
+
+    name: str
+    vocab: int
+    dim: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    ffn_dim: int
+    ffn_dim_swa: int | None = None
+    ffn_dim_retention: int | None = None
+    retention_head_dim: int | None = None
+    window: int = 1024
+    rope_base: float = 10_000.0
+    rope_fraction: float = 1.0
+    rope_upper: bool = True
+    conv: int = 0
+    qk_norm: bool = False
+    norm_eps: float = 1e-5
+
+    def __post_init__(self) -> None:
+        for name in ("vocab", "dim", "num_layers", "num_heads", "num_kv_heads", "ffn_dim", "window"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"shape '{self.name}' needs a positive {name}, not {getattr(self, name)}.")
+        if self.dim % self.num_heads or self.num_heads % self.num_kv_heads:
+            raise ValueError(
+                f"shape '{self.name}' needs dim divisible by num_heads and num_heads by num_kv_heads."
+            )
+        if self.conv < 0 or not 0 <= self.rope_fraction <= 1:
+            raise ValueError(f"shape '{self.name}' needs conv >= 0 and rope_fraction between 0 and 1.")
+
+    @property
+    def head_dim(self) -> int:
+        return self.dim // self.num_heads
+
+
+class Architecture(nn.Module):
+    """Base of every architecture; a file in `models/architectures/` defines `Options` and `Model`."""
+
+    @dataclass(frozen=True)
+    class Options:
+        pass
+
+    #: How a prompt meets the policy when it comes in one call: "parallel" (nothing is ever dropped),
+    #: "stepwise", "bulk" or "blockwise". Instances may override it from their options.
+    prompt_mode: str = "parallel"
+    #: Which implementation of the operations runs; a column in every row.
+    implementation: str = "torch"
+    #: Weights this architecture runs on, e.g. ("transformer",); later entries add to earlier ones.
+    weights: ClassVar[tuple[str, ...]] = ("transformer",)
+
+    def __init__(self, shape: Shape, options: Any) -> None:
+        super().__init__()
+        self.shape, self.options = shape, options
+
+    @classmethod
+    def weight_names(cls, options: Any) -> tuple[str, ...]:
+        """Names of the weights that make this architecture complete."""
+        return cls.weights
+
+    def new_cache(
+        self,
+        batch: int,
+        capacity: int,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+        seeds: list[int] | None = None,
+    ) -> Cache:
+        """Preallocate a cache for `batch` rows that will each see at most `capacity` tokens.
+
+        `seeds` (one per row) drive policies that draw at random. Raises ValueError for sizes < 1.
+        """
+        raise NotImplementedError
+
+    def extend(
+        self, tokens_BT: Tensor, valid_BT: Tensor | None, cache: Cache, logits: LogitsOf = "last"
+    ) -> Tensor:
+        """Feed tokens through the cache; rows may differ in length (`valid_BT` False is padding).
+
+        Returns logits after each row's last valid token (B,V), or of every position (B,T,V), where
+        the values at padding are undefined. Raises ValueError beyond the cache's capacity.
+        """
+        raise NotImplementedError
+
+    def decode(self, token_B: Tensor, cache: Cache, valid_B: Tensor | None = None) -> Tensor:
+        """One token per row -> next-token logits (B,V). Rows with `valid_B` False stand still."""
+        valid_BT = None if valid_B is None else valid_B[:, None]
+        return self.extend(token_B[:, None], valid_BT, cache)
+
+    def forward(self, tokens_BT: Tensor) -> Tensor:
+        """All logits (B,T,V) in parallel, without cache: for training and for the parity laws."""
+        raise NotImplementedError
+
+    def cache_bytes(self, capacity: int, batch: int = 1, dtype: torch.dtype | None = None) -> CacheBytes:
+        """Predicted bytes of `new_cache(batch, capacity, dtype)`."""
+        raise NotImplementedError
+
+    def read_bytes(self, num_tokens: int, batch: int = 1, dtype: torch.dtype | None = None) -> int:
+        """Predicted bytes that one decode step reads after `num_tokens`: weights and cache."""
+        raise NotImplementedError
+
+    def prefill_flops(self, num_tokens: int, batch: int = 1) -> int:
+        """Predicted FLOPs from `num_tokens` prompt ids to the first next-token logits."""
+        raise NotImplementedError
+
+    def decode_flops(self, num_tokens: int, batch: int = 1) -> int:
+        """Predicted FLOPs of one decode step after `num_tokens`."""
+        raise NotImplementedError
+
+    def compressor_bytes(self) -> int:
+        """Bytes of weights that exist only to compress the cache (LoCoCo); 0 elsewhere."""
+        return 0

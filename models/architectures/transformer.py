@@ -1,0 +1,80 @@
+"""Full cache: every token's keys and values are kept. The control that everything is compared with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..attention import QUERY_BLOCK, Heads, attention, never_empty
+from ..cache import LayerCache, Ragged, TensorSpec, row_lengths
+from ..decoder import Decoder
+
+
+@dataclass(frozen=True)
+class Options:
+    """None: a full cache has nothing to choose."""
+
+
+class FullCache(LayerCache):
+    """Slot = position. Keys are held rotated; nothing is ever dropped.
+
+    `append` and `read` are apart so that several layers can read one cache (YOCO).
+    """
+
+    def __init__(
+        self,
+        heads: Heads,
+        batch: int,
+        capacity: int,
+        dtype: torch.dtype,
+        device: torch.device | str,
+        readers: int = 1,
+    ) -> None:
+        kv = TensorSpec((capacity, heads.num_kv_heads, heads.head_dim), dtype, "payload")
+        super().__init__(batch, {"k": kv, "v": kv}, device)
+        self.heads, self.readers, self.slot_elements = heads, readers, heads.slot_elements
+
+    def append(self, k_BTGD: Tensor, v_BTGD: Tensor, positions_BT: Tensor, valid: Ragged | None) -> None:
+        k_BTGD = self.heads.rotate(k_BTGD, positions_BT)
+        B, T = k_BTGD.shape[:2]
+        if self.uniform(valid):
+            start = self.rows["seen"][0]
+            self.tensors["k"][:, start : start + T] = k_BTGD
+            self.tensors["v"][:, start : start + T] = v_BTGD
+        else:
+            chosen = positions_BT >= 0
+            rows = torch.arange(B, device=k_BTGD.device)[:, None].expand(B, T)[chosen]
+            self.tensors["k"][rows, positions_BT[chosen]] = k_BTGD[chosen]
+            self.tensors["v"][rows, positions_BT[chosen]] = v_BTGD[chosen]
+        self.count(row_lengths(valid, B, T))
+
+    def read(self, q_BTHD: Tensor, positions_BT: Tensor, valid: Ragged | None) -> Tensor:
+        """Causal attention of queries whose keys are already held (the newest T tokens per row)."""
+        q_BTHD = self.heads.rotate(q_BTHD, positions_BT)
+        T, held = q_BTHD.shape[1], max(self.rows["seen"])
+        k, v, scale = self.tensors["k"][:, :held], self.tensors["v"][:, :held], self.heads.scale
+        if self.uniform(valid):
+            if T == 1:
+                return attention(q_BTHD, k, v, scale)
+            if T == held:
+                return attention(q_BTHD, k, v, scale, causal=True)
+        slots = torch.arange(held, device=q_BTHD.device)
+        outs = []
+        for start in range(0, T, QUERY_BLOCK):
+            block = slice(start, start + QUERY_BLOCK)
+            mask = never_empty(slots <= positions_BT[:, block, None])
+            outs.append(attention(q_BTHD[:, block], k, v, scale, mask))
+        return torch.cat(outs, 1)
+
+    def attend(self, q_BTHD, k_BTGD, v_BTGD, positions_BT, valid):
+        self.append(k_BTGD, v_BTGD, positions_BT, valid)
+        return self.read(q_BTHD, positions_BT, valid)
+
+
+class Model(Decoder):
+    """Llama-style decoder with one full cache per layer."""
+
+    def layer_cache(self, heads, layer, batch, capacity, seeds, dtype, device):
+        return FullCache(heads, batch, capacity, dtype, device)

@@ -1,0 +1,284 @@
+"""YOCO: a local self-decoder makes one global cache, a cross-decoder reads it (arXiv 2405.05254).
+
+    lower half   x += SelfMixer_l(x); x += FFN_l(x)     mixer=swa: sliding window; retention: gated retention
+    between      K, V = norm_kv(x) W_kv                 one pair of tensors for all upper layers
+    upper half   x += CrossAttention_l(x; K, V); x += FFN_l(x)
+
+Prompts leave early: cross layers write nothing that later tokens read, so after a prompt only the
+last token passes the upper half (section 3.3). With convolved queries (`conv` taps) layer l of n
+needs the last 1 + (conv-1)(n-l) rows of its input, and those few rows are all that passes; the exit
+stays exact. Logits of every position, as scoring needs them, take no early exit.
+
+The sliding window counts the query itself: key j is visible to i iff 0 <= i - j < window.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from ..attention import Heads, attention
+from ..cache import ConvState, LayerState, Ragged
+from ..decoder import QK_SCALE, Block, Decoder, SelfAttention
+from ..layers import RMSNorm, ShortConv, unit_heads
+from ..retention import RetentionMixer, RetentionState
+from .transformer import FullCache
+from .window import WindowCache
+
+
+@dataclass(frozen=True)
+class Options:
+    """`mixer` of the lower half, `window` of its attention (0: the shape's), `early_exit` of prompts."""
+
+    mixer: Literal["swa", "retention"] = "swa"
+    window: int = 0
+    early_exit: bool = True
+
+    def __post_init__(self) -> None:
+        if self.window < 0:
+            raise ValueError(f"yoco needs window >= 0, not {self.window}.")
+
+
+class CrossAttention(nn.Module):
+    """Queries of an upper layer over the shared keys and values; owns no K/V weights."""
+
+    def __init__(self, shape, heads: Heads) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q = nn.Linear(shape.dim, heads.num_heads * heads.head_dim, bias=False)
+        self.conv = ShortConv(self.q.out_features, shape.conv) if shape.conv else None
+        self.q_scale = nn.Parameter(torch.full((heads.num_heads,), QK_SCALE)) if shape.qk_norm else None
+        self.out = nn.Linear(self.q.out_features, shape.dim, bias=False)
+
+    def split(self, q_BTC: Tensor) -> Tensor:
+        """(B,T,H*D) -> normalised heads (B,T,H,D)."""
+        q = q_BTC.unflatten(-1, (-1, self.heads.head_dim))
+        return q if self.q_scale is None else unit_heads(q, self.q_scale)
+
+    def forward(self, x_BTE, shared: FullCache, conv: ConvState | None, positions_BT, valid) -> Tensor:
+        q = self.q(x_BTE)
+        if self.conv is not None:
+            q = self.conv(conv.shift_in(q, valid))
+        return self.out(shared.read(self.split(q), positions_BT, valid).flatten(2))
+
+
+class Model(Decoder):
+    """Decoder-decoder. `run_blocks` and `run_parallel` wire the two halves."""
+
+    def __init__(self, shape, options) -> None:
+        if shape.num_layers % 2:
+            raise ValueError(f"yoco needs an even number of layers, not {shape.num_layers}.")
+        self.half = shape.num_layers // 2
+        self.retention = options.mixer == "retention"
+        self.window = options.window or shape.window
+        super().__init__(shape, options)
+        width = shape.num_kv_heads * shape.head_dim
+        self.kv_norm = RMSNorm(shape.dim, shape.norm_eps)
+        self.kv = nn.Linear(shape.dim, 2 * width, bias=False)
+        self.kv_conv = ShortConv(2 * width, shape.conv) if shape.conv else None
+        self.k_scale = (
+            nn.Parameter(torch.full((shape.num_kv_heads,), QK_SCALE)) if shape.qk_norm else None
+        )
+
+    @classmethod
+    def weight_names(cls, options):
+        return (f"yoco-{options.mixer}",)
+
+    def build_blocks(self) -> list[Block]:
+        s = self.shape
+        ffn_dim = (s.ffn_dim_retention if self.retention else s.ffn_dim_swa) or s.ffn_dim
+        scale = 1.0 if s.qk_norm else s.head_dim**-0.5
+        self.cross_heads = Heads(s.num_heads, s.num_kv_heads, s.head_dim, scale, self.upper_rope)
+        lower = [
+            RetentionMixer(s, self.retention_rope())
+            if self.retention
+            else SelfAttention(_full_heads(s), self.lower_rope)
+            for _ in range(self.half)
+        ]
+        upper = [CrossAttention(s, self.cross_heads) for _ in range(self.half)]
+        return [Block(s, mixer, ffn_dim) for mixer in [*lower, *upper]]
+
+    def retention_rope(self):
+        """Retention may have wider heads than attention, hence a table of its own."""
+        head_dim = self.shape.retention_head_dim or self.shape.head_dim
+        if head_dim != self.shape.head_dim and not hasattr(self, "wide_rope"):
+            self.wide_rope = type(self.lower_rope)(head_dim, self.shape.rope_base, self.shape.rope_fraction)
+        return getattr(self, "wide_rope", self.lower_rope)
+
+    def _ensure_rope(self, num_positions: int) -> None:
+        super()._ensure_rope(num_positions)
+        if hasattr(self, "wide_rope"):
+            weight = self.embed.weight
+            self.wide_rope.ensure(num_positions, weight.dtype, weight.device)
+
+    # --- caches ---------------------------------------------------------------------------------
+
+    def new_states(self, batch, capacity, seeds, dtype, device) -> dict[str, LayerState]:
+        states: dict[str, LayerState] = {}
+        for i, block in enumerate(self.blocks):
+            mixer = block.mixer
+            if i < self.half and self.retention:
+                states[f"{i}.retention"] = RetentionState(
+                    batch, mixer.num_heads, mixer.head_dim, dtype, device
+                )
+            elif i < self.half:
+                states[f"{i}.attention"] = WindowCache(
+                    mixer.heads, batch, capacity, 0, self.window, dtype, device
+                )
+            if mixer.conv is not None:
+                channels = mixer.conv.weight.shape[0]
+                states[f"{i}.convolution"] = ConvState(batch, mixer.conv.taps, channels, dtype, device)
+        if self.kv_conv is not None:
+            channels = self.kv_conv.weight.shape[0]
+            states["shared.convolution"] = ConvState(batch, self.kv_conv.taps, channels, dtype, device)
+        readers = self.shape.num_layers - self.half
+        states["shared"] = FullCache(self.cross_heads, batch, capacity, dtype, device, readers)
+        return states
+
+    def _shared_kv(self, x_BTE: Tensor, conv: ConvState | None, valid) -> tuple[Tensor, Tensor]:
+        kv = self.kv(self.kv_norm(x_BTE))
+        if self.kv_conv is not None:
+            kv = self.kv_conv.parallel(kv) if conv is None else self.kv_conv(conv.shift_in(kv, valid))
+        k, v = (part.unflatten(-1, (-1, self.cross_heads.head_dim)) for part in kv.chunk(2, -1))
+        return (k if self.k_scale is None else unit_heads(k, self.k_scale)), v
+
+    # --- the two halves -------------------------------------------------------------------------
+
+    def run_blocks(self, x_BTE, positions_BT, valid, cache, logits):
+        states = cache.states
+        for i, block in enumerate(self.blocks[: self.half]):
+            state = states[f"{i}.retention" if self.retention else f"{i}.attention"]
+            conv = states.get(f"{i}.convolution")
+
+            def mix(mixer, x, state=state, conv=conv):
+                return mixer(x, state, conv, positions_BT, valid)
+
+            x_BTE = block(x_BTE, mix)
+        k, v = self._shared_kv(x_BTE, states.get("shared.convolution"), valid)
+        states["shared"].append(k, v, positions_BT, valid)
+        if logits == "last" and self.options.early_exit and x_BTE.shape[1] > 1:
+            return self._run_tail(x_BTE, positions_BT, valid, states)
+        for i, block in list(enumerate(self.blocks))[self.half :]:
+            conv = states.get(f"{i}.convolution")
+
+            def mix(mixer, x, conv=conv):
+                return mixer(x, states["shared"], conv, positions_BT, valid)
+
+            x_BTE = block(x_BTE, mix)
+        return x_BTE
+
+    def _run_tail(self, x_BTE: Tensor, positions_BT: Tensor, valid: Ragged | None, states) -> Tensor:
+        """Early exit: only the rows that the last token's logits depend on pass the upper half.
+
+        Rows are right-justified per batch row, so that the last valid token is always column -1.
+        Returns (B,1,E).
+        """
+        B, T, _ = x_BTE.shape
+        upper = list(enumerate(self.blocks))[self.half :]
+        back = self.shape.conv - 1 if self.shape.conv else 0
+        lengths = torch.full((B,), T) if valid is None else torch.tensor(valid.lengths)
+        lengths = lengths.to(x_BTE.device)
+        real = lengths  # valid rows of x, per batch row, ending at column -1 once right-justified
+        x = _right_justified(x_BTE, lengths, min(T, 1 + back * len(upper)))
+        for n, (i, block) in enumerate(upper):
+            needed = min(T, 1 + back * (len(upper) - 1 - n))
+            normed = block.norm1(x)
+            q = block.mixer.q(normed)
+            if block.mixer.conv is not None:
+                q = block.mixer.conv(_with_kept(q, real, states[f"{i}.convolution"], needed))
+            x = x[:, -needed:]
+            positions = _right_justified(positions_BT[:, :, None], lengths, needed)[:, :, 0]
+            real_here = torch.arange(needed, 0, -1, device=x.device) <= lengths[:, None]
+            positions = positions.masked_fill(~real_here, -1)
+            tail = None if valid is None else Ragged([], real_here)
+            mixed = states["shared"].read(block.mixer.split(q), positions, tail)
+            x = x + block.mixer.out(mixed.flatten(2))
+            x = x + block.ffn(block.norm2(x))
+            real = lengths.clamp(max=needed)
+        return x
+
+    def run_parallel(self, x_BTE, positions_BT):
+        for block in self.blocks[: self.half]:
+            window = {} if self.retention else {"window": self.window}
+            x_BTE = block(x_BTE, lambda mixer, x, w=window: mixer.parallel(x, positions_BT, **w))
+        k, v = self._shared_kv(x_BTE, None, None)
+        k = self.cross_heads.rotate(k, positions_BT)
+
+        def mix(mixer, x):
+            q = mixer.q(x) if mixer.conv is None else mixer.conv.parallel(mixer.q(x))
+            q = self.cross_heads.rotate(mixer.split(q), positions_BT)
+            return mixer.out(attention(q, k, v, self.cross_heads.scale, causal=True).flatten(2))
+
+        for block in self.blocks[self.half :]:
+            x_BTE = block(x_BTE, mix)
+        return x_BTE
+
+    # --- cost -----------------------------------------------------------------------------------
+
+    def prefill_flops(self, num_tokens, batch=1) -> int:
+        if not self.options.early_exit:
+            return super().prefill_flops(num_tokens, batch)
+        upper = sum(p.numel() for b in self.blocks[self.half :] for p in b.parameters() if p.ndim == 2)
+        head = self.head.weight.numel()
+        lower = self._matrix_elements() - upper - head
+        n_upper = len(self.blocks) - self.half
+        back = max(self.shape.conv - 1, 0)
+        tails = [min(num_tokens, 1 + back * n) for n in range(n_upper)]
+        per_slot = 4 * self.shape.dim
+        local = num_tokens * self._retention_flops() + per_slot * sum(
+            self._local_pairs(num_tokens) for _ in range(0 if self.retention else self.half)
+        )
+        cross = per_slot * num_tokens * sum(tails)
+        passing = 2 * sum(tails) * upper // n_upper
+        return batch * (2 * num_tokens * lower + passing + 2 * head + local + cross)
+
+    def decode_flops(self, num_tokens, batch=1) -> int:
+        return super().decode_flops(num_tokens, batch) + batch * self._retention_flops()
+
+    def _local_pairs(self, num_tokens: int) -> int:
+        """(query, key) pairs of the sliding window over a prompt."""
+        grown = min(num_tokens, self.window)
+        return grown * (grown + 1) // 2 + (num_tokens - grown) * grown
+
+    def _retention_flops(self) -> int:
+        """One recurrent step of all retention layers: decay, outer product, read (5 per state element)."""
+        if not self.retention:
+            return 0
+        mixer = self.blocks[0].mixer
+        return self.half * 5 * mixer.num_heads * mixer.head_dim**2
+
+    def muon_splits(self) -> dict[str, tuple[int, ...]]:
+        width = self.kv.weight.shape[0] // 2
+        return super().muon_splits() | {"kv.weight": (width, width)}
+
+
+def _full_heads(shape):
+    """The self-decoder's attention has as many KV heads as query heads (official code)."""
+    return dataclasses.replace(shape, num_kv_heads=shape.num_heads)
+
+
+def _right_justified(x_BTC: Tensor, lengths: Tensor, width: int) -> Tensor:
+    """Each row's last `width` valid columns, ending at column -1; missing ones repeat column 0."""
+    columns = lengths[:, None] - torch.arange(width, 0, -1, device=x_BTC.device)
+    return x_BTC.gather(1, columns.clamp(min=0)[:, :, None].expand(-1, -1, x_BTC.shape[2]))
+
+
+def _with_kept(q_BnC: Tensor, real: Tensor, conv: ConvState, needed: int) -> Tensor:
+    """Inputs of the convolution for the last `needed` rows: (B, taps-1+needed, C).
+
+    `q_BnC` is right-justified with `real` valid rows; what comes before them is what `conv` kept.
+    """
+    tail = conv.tensors["tail"]
+    kept, n = tail.shape[1], q_BnC.shape[1]
+    joined = torch.cat([tail.to(q_BnC.dtype), q_BnC], 1)
+    back = torch.arange(kept + needed - 1, -1, -1, device=q_BnC.device)  # distance from the last row
+    new = kept + n - 1 - back
+    old = kept - 1 - (back - real[:, None])
+    index = torch.where(back < real[:, None], new, old).clamp(min=0)
+    rows = joined.gather(1, index[:, :, None].expand(-1, -1, joined.shape[2]))
+    tail.copy_(rows[:, -kept:])
+    return rows

@@ -1,0 +1,295 @@
+"""The plain decoder: pre-norm blocks over a residual stream, and one cached multi-token step.
+
+    x = embed(tokens)
+    for block:  x += mixer(norm1(x));  x += ffn(norm2(x))
+    logits = head(norm(x))
+
+`extend` brings any batch into one normal form before a cache sees it: valid tokens first, padding
+after (`Ragged`), positions counted per row. So a cache never handles left padding or gaps.
+
+A policy for the decoder is one method, `layer_cache`; YOCO overrides how the blocks are wired.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .architecture import Architecture, LogitsOf, Shape
+from .attention import Heads, attention, sliding_window
+from .cache import Cache, CacheBytes, ConvState, LayerCache, LayerState, Ragged
+from .layers import RMSNorm, Rope, ShortConv, SwiGLU, unit_heads
+
+#: Softmax sharpness that QK-norm starts from: q_scale * k_scale = 10.
+QK_SCALE = 10**0.5
+
+
+class SelfAttention(nn.Module):
+    """q, k, v projections, optional convolution and QK-norm; what happens to k and v is the cache's."""
+
+    def __init__(self, shape: Shape, rope: Rope | None) -> None:
+        super().__init__()
+        H, G, D = shape.num_heads, shape.num_kv_heads, shape.head_dim
+        self.sizes = (H * D, G * D, G * D)
+        self.heads = Heads(H, G, D, 1.0 if shape.qk_norm else D**-0.5, rope)
+        self.qkv = nn.Linear(shape.dim, sum(self.sizes), bias=False)
+        self.conv = ShortConv(sum(self.sizes), shape.conv) if shape.conv else None
+        self.q_scale = nn.Parameter(torch.full((H,), QK_SCALE)) if shape.qk_norm else None
+        self.k_scale = nn.Parameter(torch.full((G,), QK_SCALE)) if shape.qk_norm else None
+        self.out = nn.Linear(H * D, shape.dim, bias=False)
+
+    def project(
+        self, x_BTE: Tensor, conv: ConvState | None, valid: Ragged | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """x -> q (B,T,H,D), k and v (B,T,G,D), not rotated. Without `conv` state: a fresh sequence."""
+        qkv = self.qkv(x_BTE)
+        if self.conv is not None:
+            qkv = self.conv.parallel(qkv) if conv is None else self.conv(conv.shift_in(qkv, valid))
+        q, k, v = (part.unflatten(-1, (-1, self.heads.head_dim)) for part in qkv.split(self.sizes, -1))
+        if self.q_scale is not None:
+            q, k = unit_heads(q, self.q_scale), unit_heads(k, self.k_scale)
+        return q, k, v
+
+    def forward(
+        self,
+        x_BTE: Tensor,
+        cache: LayerCache,
+        conv: ConvState | None,
+        positions_BT: Tensor,
+        valid: Ragged | None,
+    ) -> Tensor:
+        q, k, v = self.project(x_BTE, conv, valid)
+        return self.out(cache.attend(q, k, v, positions_BT, valid).flatten(2))
+
+    def parallel(self, x_BTE: Tensor, positions_BT: Tensor, window: int | None = None) -> Tensor:
+        """Full (or sliding-window) causal attention over a whole sequence, without cache."""
+        q, k, v = self.project(x_BTE, None, None)
+        q, k = self.heads.rotate(q, positions_BT), self.heads.rotate(k, positions_BT)
+        if window is None:
+            out = attention(q, k, v, self.heads.scale, causal=True)
+        else:
+            out = sliding_window(q, k, v, self.heads.scale, window)
+        return self.out(out.flatten(2))
+
+
+class Block(nn.Module):
+    """Pre-norm residual block around any mixer."""
+
+    def __init__(self, shape: Shape, mixer: nn.Module, ffn_dim: int) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = RMSNorm(shape.dim, shape.norm_eps), RMSNorm(shape.dim, shape.norm_eps)
+        self.mixer, self.ffn = mixer, SwiGLU(shape.dim, ffn_dim)
+
+    def forward(self, x_BTE: Tensor, mix) -> Tensor:
+        """`mix(mixer, normed)` runs the mixer: through a cache, or in parallel."""
+        x_BTE = x_BTE + mix(self.mixer, self.norm1(x_BTE))
+        return x_BTE + self.ffn(self.norm2(x_BTE))
+
+
+class Decoder(Architecture):
+    """Decoder-only Transformer; subclasses choose the cache of each layer."""
+
+    def __init__(self, shape: Shape, options: Any) -> None:
+        super().__init__(shape, options)
+        self.lower_rope = Rope(shape.head_dim, shape.rope_base, shape.rope_fraction)
+        self.upper_rope = self.lower_rope if shape.rope_upper else None
+        self.embed = nn.Embedding(shape.vocab, shape.dim)
+        self.blocks = nn.ModuleList(self.build_blocks())
+        self.norm = RMSNorm(shape.dim, shape.norm_eps)
+        self.head = nn.Linear(shape.dim, shape.vocab, bias=False)
+
+    # --- what an architecture may override -------------------------------------------------------
+
+    def build_blocks(self) -> list[Block]:
+        half = self.shape.num_layers // 2
+        return [
+            Block(
+                self.shape,
+                SelfAttention(self.shape, self.lower_rope if i < half else self.upper_rope),
+                self.shape.ffn_dim,
+            )
+            for i in range(self.shape.num_layers)
+        ]
+
+    def layer_cache(
+        self,
+        heads: Heads,
+        layer: int,
+        batch: int,
+        capacity: int,
+        seeds: list[int],
+        dtype: torch.dtype,
+        device: torch.device | str,
+    ) -> LayerCache:
+        """The cache that owns attention in `layer`: the one method a policy has to write."""
+        raise NotImplementedError
+
+    def new_states(
+        self, batch: int, capacity: int, seeds: list[int], dtype: torch.dtype, device: torch.device | str
+    ) -> dict[str, LayerState]:
+        states: dict[str, LayerState] = {}
+        for i, block in enumerate(self.blocks):
+            mixer = block.mixer
+            states[f"{i}.attention"] = self.layer_cache(
+                mixer.heads, i, batch, capacity, seeds, dtype, device
+            )
+            if mixer.conv is not None:
+                states[f"{i}.convolution"] = ConvState(
+                    batch, mixer.conv.taps, sum(mixer.sizes), dtype, device
+                )
+        return states
+
+    def run_blocks(
+        self, x_BTE: Tensor, positions_BT: Tensor, valid: Ragged | None, cache: Cache, logits: LogitsOf
+    ) -> Tensor:
+        """Residual stream after the last block: every row's (B,T,E), or with "last" maybe fewer."""
+        for i, block in enumerate(self.blocks):
+            attention_state = cache.states[f"{i}.attention"]
+            conv = cache.states.get(f"{i}.convolution")
+
+            def mix(mixer, x, state=attention_state, conv=conv):
+                return mixer(x, state, conv, positions_BT, valid)
+
+            x_BTE = block(x_BTE, mix)
+        return x_BTE
+
+    # --- the cached step ------------------------------------------------------------------------
+
+    def new_cache(self, batch, capacity, dtype=None, device=None, seeds=None) -> Cache:
+        if batch < 1 or capacity < 1:
+            raise ValueError(f"a cache needs batch and capacity of at least 1, not {batch} and {capacity}.")
+        weight = self.embed.weight
+        dtype, device = dtype or weight.dtype, device or weight.device
+        states = self.new_states(batch, capacity, seeds or [0] * batch, dtype, device)
+        return Cache(states, batch, capacity)
+
+    def extend(self, tokens_BT, valid_BT, cache, logits: LogitsOf = "last") -> Tensor:
+        B, T = tokens_BT.shape
+        tokens_BT, valid, order_BT = _right_padded(tokens_BT, valid_BT)
+        lengths = [T] * B if valid is None else valid.lengths
+        longest = max(n + length for n, length in zip(cache.seen, lengths, strict=True))
+        if longest > cache.capacity:
+            raise ValueError(f"the cache has a capacity of {cache.capacity} tokens and was given {longest}.")
+        positions_BT = self._positions(cache, T, tokens_BT.device, valid)
+        self._ensure_rope(cache.capacity)
+        x = self.run_blocks(self.embed(tokens_BT), positions_BT, valid, cache, logits)
+        cache.seen = [n + length for n, length in zip(cache.seen, lengths, strict=True)]
+        if logits == "last":
+            return self.head(self.norm(_last_rows(x, T, valid)))
+        all_BTV = self.head(self.norm(x))
+        if order_BT is None:
+            return all_BTV
+        back = order_BT.argsort(1)
+        return all_BTV.gather(1, back[:, :, None].expand_as(all_BTV))
+
+    def _positions(
+        self, cache: Cache, T: int, device: torch.device, valid: Ragged | None
+    ) -> Tensor:
+        """True token index of every token; -1 at padding."""
+        steps = torch.arange(T, device=device)
+        if valid is None and len(set(cache.seen)) == 1:
+            return (steps + cache.seen[0]).expand(cache.batch, T)
+        positions = torch.tensor(cache.seen, device=device)[:, None] + steps
+        return positions if valid is None else positions.masked_fill(~valid.mask_BT, -1)
+
+    def _ensure_rope(self, num_positions: int) -> None:
+        weight = self.embed.weight
+        self.lower_rope.ensure(num_positions, weight.dtype, weight.device)
+
+    def forward(self, tokens_BT: Tensor) -> Tensor:
+        B, T = tokens_BT.shape
+        self._ensure_rope(T)
+        positions_BT = torch.arange(T, device=tokens_BT.device).expand(B, T)
+        x = self.run_parallel(self.embed(tokens_BT), positions_BT)
+        return self.head(self.norm(x))
+
+    def run_parallel(self, x_BTE: Tensor, positions_BT: Tensor) -> Tensor:
+        for block in self.blocks:
+            x_BTE = block(x_BTE, lambda mixer, x: mixer.parallel(x, positions_BT))
+        return x_BTE
+
+    # --- cost -----------------------------------------------------------------------------------
+
+    def cache_bytes(self, capacity, batch=1, dtype=None) -> CacheBytes:
+        # Storage on the meta device has shapes and dtypes but no memory, so asking is free.
+        return self.new_cache(batch, capacity, dtype, "meta").live_bytes()
+
+    def read_bytes(self, num_tokens, batch=1, dtype=None) -> int:
+        cache = self.new_cache(1, num_tokens + 1, dtype, "meta")
+        dtype = dtype or self.embed.weight.dtype
+        read = sum(
+            state.readers * _attended(state, num_tokens + 1) * state.slot_elements * dtype.itemsize
+            for state in cache.states.values()
+        )
+        held = cache.live_bytes()
+        return self._matrix_elements() * dtype.itemsize + batch * (read + held.metadata + held.state)
+
+    def decode_flops(self, num_tokens, batch=1) -> int:
+        return batch * (2 * self._matrix_elements() + self._attention_flops(num_tokens, num_tokens + 1))
+
+    def prefill_flops(self, num_tokens, batch=1) -> int:
+        blocks = 2 * (self._matrix_elements() - self.head.weight.numel())
+        head = 2 * self.head.weight.numel()
+        return batch * (num_tokens * blocks + head + self._attention_flops(0, num_tokens))
+
+    def _matrix_elements(self) -> int:
+        """Weights that every generated token multiplies with (all matrices but the embedding)."""
+        return sum(p.numel() for n, p in self.named_parameters() if p.ndim == 2 and n != "embed.weight")
+
+    def _attention_flops(self, start: int, stop: int) -> int:
+        """q k^T and probs v for the queries at positions start..stop-1 of one row, all layers."""
+        cache = self.new_cache(1, max(stop, 1), None, "meta")
+        per_slot = 4 * self.shape.num_heads * self.shape.head_dim
+        return sum(
+            per_slot * state.readers * (_attended_sum(state, stop) - _attended_sum(state, start))
+            for state in cache.states.values()
+            if state.slot_elements
+        )
+
+    def muon_splits(self) -> dict[str, tuple[int, ...]]:
+        """Row sizes of fused matrices, by parameter name: an optimiser must treat them apart."""
+        splits = {}
+        for i, block in enumerate(self.blocks):
+            if hasattr(block.mixer, "qkv"):
+                splits[f"blocks.{i}.mixer.qkv.weight"] = tuple(block.mixer.sizes)
+            width = block.ffn.down.weight.shape[1]
+            splits[f"blocks.{i}.ffn.gate_up.weight"] = (width, width)
+        return splits
+
+
+def _attended(state: LayerState, num_tokens: int) -> int:
+    """Slots that the query of the `num_tokens`-th token (counted from 1) attends to."""
+    return num_tokens if state.reach is None else min(num_tokens, state.reach)
+
+
+def _attended_sum(state: LayerState, num_tokens: int) -> int:
+    """Sum of `_attended` over the first `num_tokens` tokens, in closed form."""
+    growing = num_tokens if state.reach is None else min(num_tokens, state.reach)
+    return growing * (growing + 1) // 2 + (num_tokens - growing) * growing
+
+
+def _right_padded(
+    tokens_BT: Tensor, valid_BT: Tensor | None
+) -> tuple[Tensor, Ragged | None, Tensor | None]:
+    """Valid tokens first, padding after; also the order to undo it (None: already in order)."""
+    if valid_BT is None:
+        return tokens_BT, None, None
+    lengths = valid_BT.sum(1).tolist()
+    T = tokens_BT.shape[1]
+    if min(lengths) == T:
+        return tokens_BT, None, None
+    mask_BT = torch.arange(T, device=valid_BT.device) < valid_BT.sum(1, keepdim=True)
+    if torch.equal(mask_BT, valid_BT):
+        return tokens_BT, Ragged(lengths, mask_BT), None
+    order_BT = (~valid_BT).to(torch.int8).argsort(stable=True, dim=1)
+    return tokens_BT.gather(1, order_BT), Ragged(lengths, mask_BT), order_BT
+
+
+def _last_rows(x_BTE: Tensor, num_tokens: int, valid: Ragged | None) -> Tensor:
+    """The residual stream at each row's last valid token: (B,E)."""
+    if valid is None or x_BTE.shape[1] == 1:
+        return x_BTE[:, -1]
+    last = torch.tensor(valid.lengths, device=x_BTE.device).sub(1).clamp(min=0)
+    return x_BTE[torch.arange(len(x_BTE), device=x_BTE.device), last]

@@ -1,0 +1,132 @@
+"""Eviction token by token, in place: what TOVA, random and their kin share.
+
+    slots   [ k0 | k1 | … | k_budget ]      budget + 1 of them
+    step    write the new token into the free slot, attend to all budget + 1, name a victim:
+            its slot is the free one of the next step
+
+Softmax attention does not care in which order keys lie, and keys carry their rotation, so nothing
+is ever gathered or sorted. A policy is one method, `victims`.
+
+Rows of a batch may be at different lengths: each has its own free slot and its own fill.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .attention import Heads, attention, attention_with_probs, never_empty
+from .cache import LayerCache, Ragged, TensorSpec, row_lengths
+
+
+class StepwiseEvictor(LayerCache):
+    """Base of policies that evict one token per token once `budget` is exceeded.
+
+    Metadata: `pos` (int32, -1: empty) and `free`, the slot that the next token takes.
+    """
+
+    def __init__(
+        self,
+        heads: Heads,
+        batch: int,
+        capacity: int,
+        budget: int,
+        dtype: torch.dtype,
+        device: torch.device | str,
+    ) -> None:
+        slots = min(budget + 1, capacity)
+        kv = TensorSpec((slots, heads.num_kv_heads, heads.head_dim), dtype, "payload")
+        pos = TensorSpec((slots,), torch.int32, "metadata", -1)
+        free = TensorSpec((), torch.int64, "metadata")
+        super().__init__(batch, {"k": kv, "v": kv, "pos": pos, "free": free}, device)
+        self.heads, self.budget, self.slots = heads, budget, slots
+        self.slot_elements, self.reach = heads.slot_elements, slots
+
+    def victims(self, probs_BHS: Tensor, position_B: Tensor) -> Tensor:
+        """Slot to free in each row, given the newest query's attention over all budget + 1 slots."""
+        raise NotImplementedError
+
+    def evicted(self) -> list[int]:
+        return [max(0, seen - self.budget) for seen in self.rows["seen"]]
+
+    def attend(self, q_BTHD, k_BTGD, v_BTGD, positions_BT, valid):
+        q_BTHD = self.heads.rotate(q_BTHD, positions_BT)
+        k_BTGD = self.heads.rotate(k_BTGD, positions_BT)
+        B, T = k_BTGD.shape[:2]
+        # While every row stays within its budget nothing is evicted: one parallel block.
+        calm = min(max(self.budget - max(self.rows["seen"]), 0), T)
+        outs = []
+        if calm > 1:
+            head = None if valid is None else valid.columns(0, calm)
+            outs.append(
+                self._fill(q_BTHD[:, :calm], k_BTGD[:, :calm], v_BTGD[:, :calm], positions_BT[:, :calm])
+            )
+            self.count(row_lengths(head, B, calm))
+        else:
+            calm = 0
+        for t in range(calm, T):
+            here = None if valid is None else valid.columns(t, t + 1)
+            column = slice(t, t + 1)
+            outs.append(
+                self._step(q_BTHD[:, column], k_BTGD[:, t], v_BTGD[:, t], positions_BT[:, t], here)
+            )
+            self.count(row_lengths(here, B, 1))
+        return torch.cat(outs, 1) if len(outs) > 1 else outs[0]
+
+    def _fill(self, q_BTHD: Tensor, k_BTGD: Tensor, v_BTGD: Tensor, positions_BT: Tensor) -> Tensor:
+        """Rows that never evicted: slot = position. Causal attention over what is held."""
+        B, T = positions_BT.shape
+        chosen = positions_BT >= 0
+        rows = torch.arange(B, device=k_BTGD.device)[:, None].expand(B, T)[chosen]
+        slot = positions_BT[chosen]
+        self.tensors["k"][rows, slot] = k_BTGD[chosen]
+        self.tensors["v"][rows, slot] = v_BTGD[chosen]
+        self.tensors["pos"][rows, slot] = slot.to(torch.int32)
+        self.tensors["free"] = torch.maximum(self.tensors["free"], positions_BT.amax(1) + 1).clamp(
+            max=self.slots - 1
+        )
+        held = min(max(self.rows["seen"]) + T, self.slots)
+        k, v = self.tensors["k"][:, :held], self.tensors["v"][:, :held]
+        slots = torch.arange(held, device=k.device)
+        return attention(q_BTHD, k, v, self.heads.scale, never_empty(slots <= positions_BT[:, :, None]))
+
+    def _step(
+        self, q_B1HD: Tensor, k_BGD: Tensor, v_BGD: Tensor, position_B: Tensor, valid: Ragged | None
+    ) -> Tensor:
+        """One token per row: write, attend, evict. Rows without a valid token stand still."""
+        K, V, pos, free = (self.tensors[name] for name in ("k", "v", "pos", "free"))
+        rows = torch.arange(len(free), device=free.device)
+        moves = None if valid is None else valid.mask_BT[:, 0]
+        new_pos = position_B.to(pos.dtype)
+        if moves is not None:
+            k_BGD = torch.where(moves[:, None, None], k_BGD, K[rows, free])
+            v_BGD = torch.where(moves[:, None, None], v_BGD, V[rows, free])
+            new_pos = torch.where(moves, new_pos, pos[rows, free])
+        K[rows, free], V[rows, free], pos[rows, free] = k_BGD, v_BGD, new_pos
+
+        full = [seen >= self.budget for seen in self.rows["seen"]]
+        all_full = all(full) and moves is None
+        mask = None if all_full else never_empty((pos >= 0)[:, None, :])
+        out, probs_BH1S = attention_with_probs(q_B1HD, K, V, self.heads.scale, mask)
+        if not any(full):
+            following = (free + 1).clamp(max=self.slots - 1)
+            self.tensors["free"] = following if moves is None else torch.where(moves, following, free)
+            return out
+        victim = self.victims(probs_BH1S[:, :, 0], position_B)
+        if all_full:
+            pos[rows, victim] = -1
+            self.tensors["free"] = victim
+            return out
+        evicts = torch.tensor(full, device=free.device)
+        evicts = evicts if moves is None else evicts & moves
+        pos[rows, victim] = torch.where(evicts, torch.full_like(new_pos, -1), pos[rows, victim])
+        following = torch.where(evicts, victim, (free + 1).clamp(max=self.slots - 1))
+        self.tensors["free"] = following if moves is None else torch.where(moves, following, free)
+        return out
+
+
+def oldest_minimum(score_BS: Tensor, pos_BS: Tensor) -> Tensor:
+    """Index of the smallest score per row; among equals the oldest position. Empty slots never win."""
+    score_BS = score_BS.masked_fill(pos_BS < 0, float("inf"))
+    ties = score_BS == score_BS.amin(-1, keepdim=True)
+    return pos_BS.masked_fill(~ties, torch.iinfo(pos_BS.dtype).max).argmin(-1)

@@ -1,0 +1,97 @@
+"""Spec strings: `name:key=value,key=value` -> typed options; the folder is the registry.
+
+`tova:budget=256,prompt=bulk` names the file `tova.py` and fills that file's frozen `Options`
+dataclass. A comma separates options, `+` separates the items of a list (`lengths=512+1024`).
+Everything wrong is a `SpecError` whose one sentence names what would have been right.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from pathlib import Path
+from typing import Any
+
+
+class SpecError(ValueError):
+    """A spec string that names nothing we have; the message is one sentence for the user."""
+
+
+def split_spec(spec: str) -> tuple[str, str]:
+    """`"tova:budget=64"` -> `("tova", "budget=64")`."""
+    name, _, text = spec.strip().partition(":")
+    return name.strip(), text.strip()
+
+
+def registry(folder: Path) -> list[str]:
+    """Names of the Python files in a folder: those are the entries, nothing has to be registered."""
+    return sorted(path.stem for path in folder.glob("*.py") if not path.stem.startswith("_"))
+
+
+def known(name: str, folder: Path, what: str) -> str:
+    """Return `name` if the folder has it, else raise SpecError naming those that it has."""
+    names = registry(folder)
+    if name not in names:
+        raise SpecError(f"Unknown {what} '{name}'; known: {', '.join(names)}.")
+    return name
+
+
+def parse_options(options_class: type, text: str, what: str) -> Any:
+    """Fill a frozen dataclass from `key=value,key=value`. Raises SpecError.
+
+    Field types: int, float, str, bool, `tuple[int, ...]`-like, `Literal[...]`, and `X | None`.
+    The dataclass may refuse values in `__post_init__` with a ValueError of one sentence.
+    """
+    hints = typing.get_type_hints(options_class)
+    names = [field.name for field in dataclasses.fields(options_class)]
+    values: dict[str, Any] = {}
+    for item in filter(None, (part.strip() for part in text.split(","))):
+        key, equals, value = (part.strip() for part in item.partition("="))
+        valid = ", ".join(names) or "none"
+        if not equals:
+            raise SpecError(f"Option '{item}' of {what} has no value; write key=value (keys: {valid}).")
+        if key not in names:
+            raise SpecError(f"Unknown option '{key}' of {what}; valid options: {valid}.")
+        if key in values:
+            raise SpecError(f"Option '{key}' of {what} is given twice.")
+        values[key] = _convert(value, hints[key], f"option '{key}' of {what}")
+    try:
+        return options_class(**values)
+    except SpecError:
+        raise
+    except ValueError as error:
+        raise SpecError(f"{what}: {error}") from None
+
+
+def _convert(text: str, kind: Any, what: str) -> Any:
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        if text.lower() == "none":
+            return None
+        return _convert(text, next(a for a in arguments if a is not type(None)), what)
+    if origin is tuple:
+        return tuple(_convert(item, arguments[0], what) for item in text.split("+"))
+    if origin is typing.Literal:
+        if text not in arguments:
+            raise SpecError(f"{what.capitalize()} must be one of {', '.join(map(str, arguments))}, not '{text}'.")
+        return text
+    if kind is bool:
+        if text.lower() not in ("true", "false"):
+            raise SpecError(f"{what.capitalize()} must be true or false, not '{text}'.")
+        return text.lower() == "true"
+    try:
+        return kind(text)
+    except ValueError:
+        raise SpecError(f"{what.capitalize()} must be of type {kind.__name__}, not '{text}'.") from None
+
+
+def canonical(name: str, options: Any) -> str:
+    """The shortest spec string that gives these options: only what differs from the defaults."""
+    parts = []
+    for field in dataclasses.fields(options):
+        value = getattr(options, field.name)
+        if value != field.default:
+            text = "+".join(map(str, value)) if isinstance(value, tuple) else str(value)
+            parts.append(f"{field.name}={text.lower() if isinstance(value, bool) else text}")
+    return f"{name}:{','.join(parts)}" if parts else name
