@@ -1,0 +1,1 @@
+"""One suite per file; the folder is the registry (see `suites.names`)."""
