@@ -1,10 +1,11 @@
 """The machine card: where a number was measured and with what code. Never a hostname, path, UUID or date.
 
     {"id": "3f2a…", "device", "threads", "cpu_model", "cores", "affinity", "memory_bytes", …,
-     "packages": {"torch": "2.13.0", …}, "gpu": {"name", "driver", …} | None, "commit", "dirty", "source_hash"}
+     "packages": {"torch": "2.13.0", …}, "gpu": {"name", "driver", …} | None, "commit", "dirty",
+     "source_hash"}
 
-`id` hashes what makes two machines comparable (CPU, cores, memory, GPU, driver), so a reboot keeps it and a new
-driver changes it. Nothing here imports torch or creates a CUDA context. What cannot be found out is None.
+`id` hashes what makes two machines comparable (CPU, cores, memory, GPU, driver), so a reboot keeps it and a
+new driver changes it. Nothing here imports torch or creates a CUDA context. What cannot be found out is None.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from harness import machine_limits, nvml
+from . import machine_limits, nvml
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -65,8 +66,8 @@ def machine_card(device: str = "cpu", threads: int = 1, commit: str | None = Non
 def source_hash(root: Path = ROOT) -> str:
     """SHA-256 of the code that can change a number: harness without report, models, suites.
 
-    Part of every cell key, so changed code never serves old rows. Path and length go in with each file: moving a
-    line from one file's end to the next one's start is a change. Cached for the life of the process.
+    Part of every cell key, so changed code never serves old rows. Path and length go in with each file:
+    moving a line from one file's end to the next one's start is a change. Cached for the life of the process.
     """
     digest = hashlib.sha256()
     for file in _source_files(root):

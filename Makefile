@@ -1,0 +1,35 @@
+# Two commands do everything from a bare checkout: `make demo` and `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test test-fast test-full lint format clean
+
+demo: $(STAMP)
+	$(BIN)/kvmark run demo --offer-text
+
+test: test-fast test-full
+
+test-fast: $(STAMP)
+	$(BIN)/python -m pytest -n 2 -m "not full and not gpu"
+
+test-full: $(STAMP)
+	$(BIN)/python -m pytest -rs -m "full and not gpu"
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info results/local reports/local

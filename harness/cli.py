@@ -1,0 +1,263 @@
+"""kvmark: what does a KV-cache architecture cost, and what does it lose?
+
+Parsing and printing only; heavy imports happen inside the commands, so that --help is instant.
+
+Exit codes: 0 every cell measured (out of memory is a measured outcome); 1 some cell crashed or
+timed out; 2 wrong usage or bad input; 3 this environment cannot run it; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from .plan import Plan
+
+app = typer.Typer(
+    name="kvmark",
+    help="What does a KV-cache architecture cost, and what does it lose?",
+    epilog="Exit codes: 0 measured, 1 a cell crashed or timed out, 2 wrong usage or input, "
+    "3 environment, 130 interrupted.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+EXIT_FAILED_CELL, EXIT_USAGE, EXIT_ENVIRONMENT, EXIT_INTERRUPTED = 1, 2, 3, 130
+
+Architectures = Annotated[
+    list[str] | None, typer.Option("--arch", "-a", help="Architecture spec, e.g. tova:budget=256; repeatable.")
+]
+Suites = Annotated[
+    list[str] | None, typer.Option("--suite", "-s", help="Suite spec, e.g. needle:lengths=512+1024; repeatable.")
+]
+PlanName = Annotated[str | None, typer.Argument(metavar="[PLAN]", help="A named plan (demo) or a TOML file.")]
+Text = Annotated[str | None, typer.Option(help="Text file or folder to read instead of the default.")]
+Shape = Annotated[
+    str | None, typer.Option(help="Random weights of this shape (tiny, 160m ... 13b, 3b, 7b, or a TOML file).")
+]
+Contexts = Annotated[str | None, typer.Option(help="Contexts of the decode suite, e.g. 1024,4096.")]
+Batch = Annotated[str | None, typer.Option(help="Batch sizes of the decode suite, e.g. 1,4.")]
+Repeats = Annotated[int | None, typer.Option(help="Timed executions per process, after one warm-up.")]
+Replicates = Annotated[int | None, typer.Option(help="Processes per latency job.")]
+Dtype = Annotated[str | None, typer.Option(help="fp32 or bf16.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.")]
+Threads = Annotated[int | None, typer.Option(help="CPU threads (default 1).")]
+Seed = Annotated[int | None, typer.Option(help="Seed of cases and random weights.")]
+Chunk = Annotated[int | None, typer.Option(help="Feed prompts in chunks of this many tokens.")]
+Timeout = Annotated[float | None, typer.Option(help="Seconds that one execution of a cell may take.")]
+MemoryLimit = Annotated[int | None, typer.Option(help="Bytes of memory a worker may allocate.")]
+Out = Annotated[Path | None, typer.Option(help="Run folder (default results/local/NAME).")]
+Commit = Annotated[str | None, typer.Option(help="Commit to record where there is no .git.")]
+
+
+@contextmanager
+def sentences() -> Iterator[None]:
+    """Turn every expected problem into one sentence on stderr and its exit code."""
+    from models.spec import SpecError
+
+    from .store import StoreError
+    from .supervise import EnvironmentRefuses
+
+    try:
+        yield
+    except EnvironmentRefuses as error:
+        _stop(str(error), EXIT_ENVIRONMENT)
+    except (SpecError, StoreError) as error:
+        _stop(str(error), EXIT_USAGE)
+    except ValueError as error:  # TextError, WeightsError, UsageError
+        if type(error) is ValueError:
+            raise
+        _stop(str(error), EXIT_USAGE)
+    except PermissionError as error:
+        _stop(f"{error.filename} cannot be written ({error.strerror}).", EXIT_USAGE)
+    except OSError as error:
+        _stop(f"{error.filename or 'A file'} cannot be used ({error.strerror}).", EXIT_ENVIRONMENT)
+    except KeyboardInterrupt:
+        _stop("Interrupted; the same command goes on where this one stopped.", EXIT_INTERRUPTED)
+
+
+def _stop(sentence: str, code: int) -> None:
+    print(f"kvmark: {sentence[:1].upper()}{sentence[1:]}", file=sys.stderr)
+    raise typer.Exit(code)
+
+
+@app.command("list")
+def list_() -> None:
+    """Show architectures, suites, plans and shapes."""
+    import models
+    import suites
+
+    from .plan import PLANS
+
+    for title, names, line in (
+        ("Architectures (--arch NAME:key=value,...)", models.names(), models.docline),
+        ("Suites (--suite NAME:key=value,...)", suites.names(), suites.docline),
+    ):
+        typer.echo(title)
+        for name in names:
+            typer.echo(f"  {name:<12} {line(name)}")
+    typer.echo(f"Plans: {', '.join(PLANS)}")
+
+
+@app.command()
+def plan(
+    name: PlanName = None, arch: Architectures = None, suite: Suites = None, text: Text = None,
+    shape: Shape = None, contexts: Contexts = None, batch: Batch = None, repeats: Repeats = None,
+    replicates: Replicates = None, dtype: Dtype = None, device: Device = None, threads: Threads = None,
+    seed: Seed = None, prefill_chunk: Chunk = None, timeout_s: Timeout = None,
+    memory_limit_bytes: MemoryLimit = None,
+) -> None:  # fmt: skip
+    """Print the jobs of a plan with their predicted memory; nothing is run."""
+    options = dict(locals())
+    with sentences():
+        from .runner import predicted_bytes, prepare
+        from .show import plan_table
+
+        prepared = prepare(_plan(options))
+        plan_table(prepared, lambda cell: predicted_bytes(prepared, cell))
+
+
+@app.command()
+def run(
+    name: PlanName = None, arch: Architectures = None, suite: Suites = None, text: Text = None,
+    shape: Shape = None, contexts: Contexts = None, batch: Batch = None, repeats: Repeats = None,
+    replicates: Replicates = None, dtype: Dtype = None, device: Device = None, threads: Threads = None,
+    seed: Seed = None, prefill_chunk: Chunk = None, timeout_s: Timeout = None,
+    memory_limit_bytes: MemoryLimit = None, out: Out = None, commit: Commit = None,
+    offer_text: Annotated[
+        bool, typer.Option(help="Offer to fetch three PG-19 books where no text is at hand.")
+    ] = False,
+) -> None:  # fmt: skip
+    """Measure a plan; the same command resumes. Ends with a summary and the report's path."""
+    options = dict(locals())
+    with sentences():
+        from .report import build
+        from .runner import prepare
+        from .runner import run as run_plan
+        from .show import Progress, summary_table
+
+        chosen = _plan(options)
+        if offer_text:
+            _offer(chosen)
+        prepared = prepare(chosen, commit)
+        folder = out or Path("results") / "local" / prepared.name
+        with Progress(prepared) as progress:
+            statuses = run_plan(prepared, folder, progress.hear)
+        page = build([folder], Path("reports") / "local" / folder.name)
+        summary_table(folder)
+        typer.echo(f"Rows: {folder}\nReport: {page}")
+        bad = [s for s in statuses.values() if s in ("crash", "timeout")]
+    if bad:
+        _stop(f"{len(bad)} of {len(statuses)} cells crashed or timed out; see the report.", EXIT_FAILED_CELL)
+
+
+@app.command()
+def train(
+    spec: Annotated[str, typer.Argument(help="transformer, yoco:mixer=swa|retention or lococo:budget=M.")],
+    data: Annotated[Path, typer.Option(help="Folder of training books (*.txt, *.txt.gz).")],
+    out: Annotated[Path, typer.Option(help="Where the weights go.")] = Path("results/weights"),
+    tokens: Annotated[int | None, typer.Option(help="Token budget (default: the recipe's).")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of initial values and batches.")] = 0,
+    induction_heads: Annotated[int, typer.Option(help="Hand-set heads per global layer; 0 for none.")] = 2,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+    threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
+    commit: Commit = None,
+) -> None:
+    """Train a member of the byte-level family; resumes after an interruption."""
+    with sentences():
+        from .train import train as train_
+
+        card = train_(
+            spec, data, out, tokens=tokens, seed=seed, induction_heads=induction_heads, device=device,
+            threads=threads, commit=commit, say=typer.echo,
+        )  # fmt: skip
+        typer.echo(f"Card: {card}")
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders.")],
+    out: Annotated[Path | None, typer.Option(help="Folder of the page (default reports/local/NAME).")] = None,
+) -> None:
+    """Draw one self-contained HTML page (and PNGs) from finished runs."""
+    with sentences():
+        from .report import build
+
+        typer.echo(f"Report: {build(runs, out or Path('reports') / 'local' / runs[0].resolve().name)}")
+
+
+@app.command()
+def doctor() -> None:
+    """Check this machine: packages, GPU, threads, disk, text, browser."""
+    with sentences():
+        from .doctor import checks
+
+        worst = 0
+        for check in checks():
+            typer.echo(f"{check.status:<5} {check.name}: {check.detail}")
+            worst = max(worst, ("ok", "warn", "fail").index(check.status))
+    if worst == 2:
+        raise typer.Exit(EXIT_ENVIRONMENT)
+
+
+def _plan(options: dict) -> Plan:
+    """Named plan or TOML file, then flags on top; flags alone make a plan called "run"."""
+    import dataclasses
+
+    from models.spec import SpecError
+
+    from .plan import DEMO, PLANS, Plan, Settings, plan_from_toml
+
+    name = options["name"]
+    if name is None:
+        if not options["arch"] or not options["suite"]:
+            raise SpecError(f"Name a plan ({', '.join(PLANS)} or a TOML file), or give --arch and --suite.")
+        base = Plan("run", tuple(options["arch"]), tuple(options["suite"]))
+    elif name in PLANS:
+        base = PLANS[name]
+    elif name.endswith(".toml"):
+        base = plan_from_toml(Path(name))
+    else:
+        raise SpecError(f"Unknown plan '{name}'; known: {', '.join(PLANS)}, or a TOML file.")
+    fields = {f.name for f in dataclasses.fields(Settings)} - {"batch"}
+    given = {k: v for k, v in options.items() if k in fields and v is not None}
+    chosen = tuple(options["suite"] or base.suites)
+    return dataclasses.replace(
+        base,
+        architectures=tuple(options["arch"] or base.architectures),
+        suites=tuple(_with_grid(s, options["contexts"], options["batch"]) for s in chosen),
+        text=options["text"] or base.text,
+        settings=dataclasses.replace(base.settings, **given),
+    )
+
+
+def _with_grid(suite: str, contexts: str | None, batch: str | None) -> str:
+    """--contexts and --batch are shorthands for options of the decode suite."""
+    name, _, text = suite.partition(":")
+    if name != "decode":
+        return suite
+    parts = [p for p in text.split(",") if p]
+    for key, value in (("contexts", contexts), ("batches", batch)):
+        if value is not None:
+            parts = [p for p in parts if not p.startswith(f"{key}=")] + [f"{key}={value.replace(',', '+')}"]
+    return f"{name}:{','.join(parts)}" if parts else name
+
+
+def _offer(plan: Plan) -> None:
+    """Fetch three PG-19 books if the plan would otherwise read the bundled prose."""
+    from suites.text import offer_books, resolve
+
+    data = Path.cwd() / "data"
+    if plan.text is None and resolve(None, data_dir=data).kind == "bundled":
+        offer_books(data, announce=typer.echo)
+
+
+if __name__ == "__main__":
+    app()

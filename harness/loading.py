@@ -1,0 +1,105 @@
+"""Models as the worker measures them: trained weights with their card, or random ones of a shape."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import models
+from models.spec import SpecError
+
+from .plan import Settings
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Which weights an architecture runs on: `label` stands in every row and in the cell's key."""
+
+    label: str
+    cards: dict[str, dict[str, Any]]  # by name; empty for random weights
+    shape: dict[str, Any]
+
+
+def weights_of(spec: str, settings: Settings) -> Weights:
+    """Find out, without loading tensors. Raises SpecError or WeightsError with one sentence."""
+    import dataclasses
+
+    from models import checkpoint
+    from models.shapes import load_shape
+
+    if settings.shape is not None:
+        shape = load_shape(settings.shape)
+        return Weights(f"random@seed={settings.seed}", {}, dataclasses.asdict(shape))
+    module, options = models.parse(spec)
+    names = module.Model.weight_names(options)
+    cards = {}
+    for name in names:
+        try:
+            cards[name] = checkpoint.load_card(name)
+        except checkpoint.WeightsError as error:
+            raise checkpoint.WeightsError(f"{spec} needs trained weights, and {_lower_first(error)}") from None
+    label = "+".join(f"{name}@{card['sha256'][:12]}" for name, card in cards.items())
+    return Weights(label, cards, cards[names[0]]["shape"])
+
+
+def load_model(spec: str, settings: Settings) -> Any:
+    """Build the architecture with its weights in the run's dtype on the run's device.
+
+    Raises SpecError or WeightsError with one sentence.
+    """
+    import torch
+
+    from models import checkpoint
+    from models.shapes import load_shape, shape_from
+
+    dtype = torch_dtype(settings.dtype)
+    if settings.shape is not None:
+        torch.manual_seed(settings.seed)
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(dtype)
+        try:
+            with torch.device(settings.device):
+                model = models.build(spec, load_shape(settings.shape))
+        finally:
+            torch.set_default_dtype(before)
+        return model.eval().requires_grad_(False)
+    module, options = models.parse(spec)
+    names = module.Model.weight_names(options)
+    state: dict[str, Any] = {}
+    card: dict[str, Any] = {}
+    for name in names:
+        tensors, found = checkpoint.load(name)
+        card = card or found
+        state |= tensors
+    with torch.device("meta"):
+        model = models.build(spec, shape_from(card["shape"]))
+    model = model.to(dtype)
+    checkpoint.assign(model, state, "+".join(names))
+    return model.to(settings.device).eval().requires_grad_(False)
+
+
+def torch_dtype(name: str) -> Any:
+    """ "fp32" or "bf16" as torch's dtype."""
+    import torch
+
+    return {"fp32": torch.float32, "bf16": torch.bfloat16}[name]
+
+
+def check_device(device: str) -> None:
+    """Raise SpecError if torch cannot reach the device. Only the worker may call this for CUDA."""
+    import torch
+
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise SpecError(f"Device '{device}' is not usable: torch sees no CUDA GPU.")
+
+
+def weights_folders() -> list[Path]:
+    from models import checkpoint
+
+    return checkpoint.default_folders()
+
+
+def _lower_first(error: Exception) -> str:
+    text = str(error)
+    return text[:1].lower() + text[1:]

@@ -1,0 +1,128 @@
+"""What every number is called, which unit it is stored in, which way is better, how it is printed.
+
+Rows hold SI units and plain shares; nothing is scaled before it is printed, and it is printed by the
+formatter that stands here, so that one quantity never shows two units:
+
+    METRICS["prefill_s"].format(0.0123)          -> "12.3 ms"
+    METRICS["cache_bytes_live"].format(1 << 20)  -> "1.00 MiB"
+    METRICS["evicted_share"].format(0.5)         -> "50.0 %"
+
+A metric that a new suite or architecture brings along need not be entered: `metric(name)` answers
+with a plain number, and the report shows it in a table of its own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+#: What is printed where nothing was measured.
+NOTHING = "–"
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One kind of number. `better` is "low", "high" or None where neither is a merit."""
+
+    unit: str
+    better: str | None
+    label: str
+    format: Callable[[float | None], str]
+
+
+def _known(text: Callable[[float], str]) -> Callable[[float | None], str]:
+    """A formatter that prints `NOTHING` for None, NaN and infinities."""
+
+    def format(value: float | None) -> str:
+        return NOTHING if value is None or not math.isfinite(value) else text(float(value))
+
+    return format
+
+
+def significant(value: float, digits: int = 3) -> str:
+    """`value` with that many significant digits and thousands separators: 1234.5 -> "1,234"."""
+    if value == 0:
+        return "0"
+    decimals = digits - 1 - math.floor(math.log10(abs(value)))
+    return f"{value:.{digits - 1}e}" if decimals > 7 else f"{value:,.{max(decimals, 0)}f}"
+
+
+def _scaled(steps: list[tuple[float, str]]) -> Callable[[float], str]:
+    """Print in the largest unit of `steps` (descending) that leaves at least 1, else in the smallest."""
+
+    def format(value: float) -> str:
+        size, unit = next((step for step in steps if abs(value) >= step[0]), steps[-1])
+        return f"{significant(value / size)} {unit}"
+
+    return format
+
+
+format_bytes = _known(
+    lambda value: (
+        f"{value:,.0f} B"
+        if abs(value) < 1024
+        else _scaled([(1024.0**n, f"{prefix}iB") for n, prefix in ((4, "T"), (3, "G"), (2, "M"), (1, "K"))])(
+            value
+        )
+    )
+)
+format_seconds = _known(
+    lambda value: "0 s" if value == 0 else _scaled([(1.0, "s"), (1e-3, "ms"), (1e-6, "µs")])(value)
+)
+format_share = _known(lambda value: f"{100 * value:.1f} %")
+format_count = _known(lambda value: f"{value:,.0f}" if value == round(value) else significant(value))
+format_number = _known(significant)
+format_flops = _known(
+    _scaled([(1e15, "PFLOP"), (1e12, "TFLOP"), (1e9, "GFLOP"), (1e6, "MFLOP"), (1.0, "FLOP")])
+)
+format_rate = _known(lambda value: f"{significant(value)} tok/s")
+format_bits = _known(lambda value: f"{value:.3f}")
+
+METRICS: dict[str, Metric] = {
+    # latency
+    "load_s": Metric("s", "low", "load", format_seconds),
+    "prefill_s": Metric("s", "low", "prefill", format_seconds),
+    "prefill_wall_s": Metric("s", "low", "prefill, wall clock", format_seconds),
+    "prefill_cpu_s": Metric("s", "low", "prefill, CPU time", format_seconds),
+    "decode_step_s": Metric("s", "low", "decode per token", format_seconds),
+    "decode_step_cpu_s": Metric("s", "low", "decode step, CPU time", format_seconds),
+    "foreign_cpu_share": Metric("share", "low", "load by other processes", format_share),
+    "prefill_tokens_per_s": Metric("tokens/s", "high", "prefill rate", format_rate),
+    "decode_tokens_per_s": Metric("tokens/s", "high", "decode rate", format_rate),
+    # memory
+    "cache_bytes_live": Metric("bytes", "low", "live cache", format_bytes),
+    "cache_bytes_predicted": Metric("bytes", "low", "predicted cache", format_bytes),
+    "cache_payload_bytes": Metric("bytes", "low", "cache: keys and values", format_bytes),
+    "cache_metadata_bytes": Metric("bytes", "low", "cache: positions, scores", format_bytes),
+    "cache_state_bytes": Metric("bytes", "low", "cache: convolution, retention", format_bytes),
+    "weights_bytes": Metric("bytes", "low", "weights", format_bytes),
+    "compressor_bytes": Metric("bytes", "low", "compressor weights", format_bytes),
+    "read_bytes_per_step": Metric("bytes", "low", "read per decode step", format_bytes),
+    "peak_prefill_bytes": Metric("bytes", "low", "peak, prefill", format_bytes),
+    "peak_decode_bytes": Metric("bytes", "low", "peak, decode", format_bytes),
+    # work
+    "prefill_flops": Metric("flop", "low", "prefill work", format_flops),
+    "decode_flops": Metric("flop", "low", "decode work per step", format_flops),
+    # what a policy did
+    "lococo_alpha": Metric("share", None, "LoCoCo α", format_number),
+    "compressions": Metric("count", None, "compressions", format_count),
+    "evicted_tokens": Metric("tokens", None, "evicted tokens", format_count),
+    "evicted_share": Metric("share", None, "evicted share", format_share),
+    # needle
+    "accuracy_strict": Metric("share", "high", "needle, strict", format_share),
+    "accuracy_substring": Metric("share", "high", "needle, substring", format_share),
+    # language modelling
+    "nll_nats": Metric("nats", "low", "negative log-likelihood", format_number),
+    "num_bytes": Metric("bytes", None, "bytes scored", format_count),
+    "num_tokens": Metric("tokens", None, "tokens scored", format_count),
+    "num_words": Metric("words", None, "words scored", format_count),
+    "bits_per_byte": Metric("bits/byte", "low", "bits/byte", format_bits),
+    "token_ppl": Metric("ppl", "low", "token perplexity", format_number),
+    "word_ppl": Metric("ppl", "low", "word perplexity", format_number),
+}
+
+
+def metric(name: str, unit: str = "") -> Metric:
+    """The entry of `name`; one that is unknown is a plain number in the unit its rows state."""
+    return METRICS.get(name) or Metric(unit, None, name, format_number)

@@ -1,0 +1,163 @@
+"""What is to be measured, as pure data: a Plan, its Jobs, their Cells.
+
+    Plan   architectures x suites, and the settings they share
+      └── Job     one process: one architecture x one suite with all its cells in ascending size;
+          │       for latency suites one suite with all architectures, repeats interleaved
+          └── Cell   one architecture at one point of one suite's grid; the unit that is journalled
+
+A cell's `key` hashes everything that determines its numbers: specs, axes, settings, weights, text,
+machine and the sources of harness, models and suites. Changed code never finds old numbers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from models.spec import SpecError
+
+DTYPES = ("fp32", "bf16")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How cells are measured. `shape` None means trained weights, the quality axis.
+
+    `batch` bounds the requests of a quality cell that run together; latency suites state their own.
+    """
+
+    shape: str | None = None
+    dtype: str = "fp32"
+    device: str = "cpu"
+    threads: int = 1
+    seed: int = 0
+    repeats: int = 5
+    replicates: int = 1
+    batch: int = 16
+    prefill_chunk: int | None = None
+    timeout_s: float = 600.0
+    memory_limit_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise SpecError(f"Unknown dtype '{self.dtype}'; known: {', '.join(DTYPES)}.")
+        if self.device.split(":")[0] not in ("cpu", "cuda"):
+            raise SpecError(f"Unknown device '{self.device}'; known: cpu, cuda, cuda:N.")
+        for name in ("threads", "repeats", "replicates", "batch"):
+            if getattr(self, name) < 1:
+                raise SpecError(f"{name} must be at least 1, not {getattr(self, name)}.")
+        if self.timeout_s <= 0 or (self.prefill_chunk or 1) < 1 or (self.memory_limit_bytes or 1) < 1:
+            raise SpecError("timeout_s, prefill_chunk and memory_limit_bytes must be positive.")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A named comparison. `text` is a file or folder; None follows the order in `suites.text`."""
+
+    name: str
+    architectures: tuple[str, ...]
+    suites: tuple[str, ...]
+    settings: Settings = field(default_factory=Settings)
+    text: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.architectures or not self.suites:
+            raise SpecError("A plan needs at least one architecture and one suite.")
+
+
+@dataclass(frozen=True)
+class Cell:
+    key: str
+    architecture: str
+    suite: str
+    axes: dict[str, Any]
+    replicate: int = 0
+
+
+@dataclass(frozen=True)
+class Job:
+    """Work of one process: groups run in order; the cells of a group are interleaved by repeat."""
+
+    id: str
+    groups: tuple[tuple[Cell, ...], ...]
+
+
+#: Every architecture with the budget that is 1/8 of the longest prompt of the demo.
+DEMO = Plan(
+    name="demo",
+    architectures=(
+        "transformer",
+        "yoco",
+        "yoco:mixer=retention",
+        "tova:budget=128",
+        "lococo:budget=128",
+        "window:budget=128",
+        "random:budget=128",
+    ),
+    suites=("decode:contexts=256+1024+2048", "needle", "pg19"),
+)
+
+PLANS = {plan.name: plan for plan in (DEMO,)}
+
+
+def plan_from_toml(path: Path) -> Plan:
+    """A plan from a TOML file whose keys are those of Plan and Settings. Raises SpecError."""
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SpecError(f"Plan file {path} cannot be read ({error.strerror}).") from None
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise SpecError(f"Plan file {path} is not valid TOML ({str(error).splitlines()[0]}).") from None
+    settings = {f.name for f in dataclasses.fields(Settings)}
+    own = {"name", "architectures", "suites", "text"}
+    for key in values:
+        if key not in settings | own:
+            raise SpecError(f"Unknown key '{key}' in {path}; valid keys: {', '.join(sorted(settings | own))}.")
+    for key in ("architectures", "suites"):
+        found = values.get(key)
+        if not isinstance(found, list) or not all(isinstance(item, str) for item in found):
+            raise SpecError(f"{path} needs {key} = a list of strings.")
+    try:
+        return Plan(
+            name=str(values.get("name", path.stem)),
+            architectures=tuple(values["architectures"]),
+            suites=tuple(values["suites"]),
+            settings=Settings(**{k: v for k, v in values.items() if k in settings}),
+            text=values.get("text"),
+        )
+    except TypeError as error:
+        raise SpecError(f"{path} holds a value of the wrong type ({error}).") from None
+
+
+def digest(*parts: Any) -> str:
+    """Sixteen hex digits over the canonical JSON of the parts."""
+    text = json.dumps(parts, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def jobs(cells: list[Cell], interleaved: dict[str, bool]) -> list[Job]:
+    """Group cells into jobs, latency suites first (a machine is coolest and quietest at the start).
+
+    `interleaved` tells for each suite spec whether its architectures share a process.
+    """
+    suites = list(dict.fromkeys(cell.suite for cell in cells))
+    result = []
+    for suite in sorted(suites, key=lambda s: not interleaved[s]):
+        chosen = [cell for cell in cells if cell.suite == suite]
+        owners = [None] if interleaved[suite] else list(dict.fromkeys(c.architecture for c in chosen))
+        for replicate in sorted({cell.replicate for cell in chosen}):
+            for owner in owners:
+                mine = [
+                    c for c in chosen if c.replicate == replicate and owner in (None, c.architecture)
+                ]
+                points: dict[str, list[Cell]] = {}
+                for cell in mine:
+                    points.setdefault(json.dumps(cell.axes, sort_keys=True), []).append(cell)
+                groups = tuple(tuple(group) for group in points.values())
+                result.append(Job(digest(owner, suite, replicate), groups))
+    return result

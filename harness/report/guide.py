@@ -1,0 +1,105 @@
+"""What the numbers mean, in the words that the page prints: one definition per number, no number without.
+
+The definitions follow the clocks in `harness`: a change there is a change here.
+"""
+
+from __future__ import annotations
+
+QUESTION = (
+    "How much memory and time does each KV-cache architecture save over a transformer that keeps "
+    "everything, and what does it forget in exchange?"
+)
+
+DEFINITIONS: tuple[tuple[str, str], ...] = (
+    (
+        "live cache",
+        (
+            "Bytes of everything a request keeps between two steps: keys, values, positions, scores, "
+            "convolution and retention state, counted over unique storages at each tensor's real type. "
+            "Weights are not part of it. On a CPU this is the memory verdict: the resident set of a process "
+            "holds the interpreter, the libraries and the weights as well."
+        ),
+    ),
+    (
+        "predicted cache",
+        (
+            "What the architecture's own formula says before anything runs. An estimate; a test holds it to "
+            "the live bytes."
+        ),
+    ),
+    (
+        "prefill",
+        (
+            "From the prompt's ids on the device to the logits of the next token, the policy's work included: "
+            "scoring, evicting, compressing. Median over the repeats, whiskers from the first to the third "
+            "quartile."
+        ),
+    ),
+    (
+        "decode per token",
+        (
+            "Mean over the steps of one repeat, then the median over the repeats: a policy that works in "
+            "bursts pays for its bursts. The chart over positions shows single steps."
+        ),
+    ),
+    (
+        "load by other processes",
+        (
+            "Share of the other cores' time that other processes used while the clock ran. Where it is high, "
+            "compare ratios of this page, not its absolute times with those of another."
+        ),
+    ),
+    (
+        "needle, strict",
+        (
+            "Share of trials in which the generated answer is exactly the hidden one; substring scoring also "
+            "accepts it inside a longer answer. The answer is generated through the cache under test. In "
+            "brackets Wilson's 95 % interval, which takes trials as independent."
+        ),
+    ),
+    (
+        "bits/byte, perplexity",
+        (
+            "Sum of the negative log-likelihood over all texts divided by the sum of bytes (tokens, words), "
+            "never a mean of per-text values. Every token is scored once, through the cache, so eviction "
+            "acts. Numbers of different texts do not compare and never share a table or a chart."
+        ),
+    ),
+    (
+        "not exercised",
+        "The policy never had to evict in that cell: the number is the full cache's, not the policy's.",
+    ),
+    (
+        "best",
+        (
+            "Bold is the best value and every one that cannot be told from it; nothing is bold where nothing "
+            "can be told apart. Bytes are exact; times need disjoint quartile ranges over at least three "
+            "repeats; needle scores disjoint intervals; bits per byte a paired 95 % interval over at least "
+            "three texts."
+        ),
+    ),
+    (
+        "× and pp",
+        (
+            "Small print beside a number compares it with the transformer of the same column: a factor for "
+            "costs, a difference for quality (pp: percentage points)."
+        ),
+    ),
+)
+
+LIMITS: tuple[str, ...] = (
+    (
+        "The reference models are small. What they show is how a policy behaves under equal conditions, not "
+        "how a large model of that architecture would score."
+    ),
+    "Quality is never measured on random weights, and no chart or table holds both.",
+    (
+        "Repeats within one process show the noise of that process only; replicates are separate processes, "
+        "and the two are never pooled."
+    ),
+    "Times of two machines do not compare. Each run on this page has its own charts.",
+    (
+        "A cell that ran out of memory, out of time or crashed is a result: it is listed, and its line ends in "
+        "a cross."
+    ),
+)

@@ -1,0 +1,105 @@
+"""Reading one run folder: its manifest, the rows of its cells, its telemetry.
+
+    run.json                     always; names the cells in plan order
+    cells/KEY.parquet            a run at work: only the keys that run.json lists, others are old code's
+    rows.parquet                 a committed run: all cells in one file
+    telemetry/*.parquet | telemetry.parquet | nothing
+
+A cell that has no rows yet is no error: the page says how many of how many are done.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ..store import SCHEMA, SCHEMA_VERSION, StoreError, first_line, read_table
+
+TELEMETRY_COLUMNS = [
+    *("job", "t_s", "kind", "source", "rss_bytes", "gpu_used_bytes", "gpu_process_bytes", "power_w"),
+    *("energy_j", "sm_clock_hz", "temperature_c", "throttle_reasons", "cell", "phase", "architecture"),
+]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run as read: `rows` in plan order (columns of `store.Row`), `telemetry` by job and time."""
+
+    manifest: dict[str, Any]
+    rows: pd.DataFrame
+    telemetry: pd.DataFrame
+
+    @property
+    def name(self) -> str:
+        """The run's own name."""
+        return str(self.manifest.get("run", "run"))
+
+    @property
+    def cells(self) -> list[dict[str, Any]]:
+        """The planned cells, in plan order."""
+        return self.manifest.get("cells") or []
+
+    @property
+    def architectures(self) -> list[str]:
+        """Every architecture of the run, in plan order: what colours are dealt by."""
+        planned = [str(cell["architecture"]) for cell in self.cells]
+        return list(dict.fromkeys([*planned, *self.rows["architecture"]]))
+
+    @property
+    def num_done(self) -> int:
+        """How many planned cells have rows, failures among them."""
+        return len({cell["key"] for cell in self.cells} & set(self.rows["cell"]))
+
+
+def load_run(path: Path) -> Run:
+    """Read a run folder. Raises StoreError, one sentence, for what is missing, truncated or foreign."""
+    manifest = _manifest(path / "run.json")
+    return Run(manifest, _rows(path, manifest), _telemetry(path))
+
+
+def _manifest(path: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise StoreError(f"{path} does not exist: {path.parent} is not a run folder.") from None
+    except (OSError, ValueError) as error:
+        raise StoreError(f"{path} is not readable JSON ({first_line(error)}).") from None
+    found = manifest.get("schema") if isinstance(manifest, dict) else None
+    if found != SCHEMA_VERSION:
+        raise StoreError(f"{path} has schema version {found}; this kvmark reads version {SCHEMA_VERSION}.")
+    return manifest
+
+
+def _rows(path: Path, manifest: dict[str, Any]) -> pd.DataFrame:
+    keys = [cell["key"] for cell in manifest.get("cells") or []]
+    files = [file for key in keys if (file := path / "cells" / f"{key}.parquet").exists()]
+    if not files and not (path / "rows.parquet").exists() and (path / "cells").is_dir():
+        return SCHEMA.empty_table().to_pandas()
+    tables = [read_table(file) for file in files or [path / "rows.parquet"]]
+    rows = pa.concat_tables(tables, promote_options="default").to_pandas()
+    order = {key: number for number, key in enumerate(keys)}
+    rows = rows[rows["cell"].isin(order.keys())]
+    return rows.sort_values("cell", key=lambda cells: cells.map(order), kind="stable", ignore_index=True)
+
+
+def _telemetry(path: Path) -> pd.DataFrame:
+    files = sorted((path / "telemetry").glob("*.parquet")) or [path / "telemetry.parquet"]
+    frames = [_telemetry_file(file) for file in files if file.exists()]
+    empty = pd.DataFrame(columns=TELEMETRY_COLUMNS)
+    return pd.concat(frames, ignore_index=True) if frames else empty
+
+
+def _telemetry_file(path: Path) -> pd.DataFrame:
+    try:
+        frame = pq.read_table(path).to_pandas()
+    except (pa.ArrowException, OSError) as error:
+        raise StoreError(f"{path} is not a readable Parquet file ({first_line(error)}).") from None
+    if missing := [name for name in ("job", "t_s", "kind") if name not in frame]:
+        raise StoreError(f"{path} is no telemetry of this kvmark: it lacks {', '.join(missing)}.")
+    return frame.reindex(columns=TELEMETRY_COLUMNS).astype({"t_s": float})

@@ -1,0 +1,177 @@
+"""The file: head, one part per run and axis, machine cards, failed cells, guide; figures beside it.
+
+Nothing is loaded from anywhere: CSS and SVG stand in the page, the icon is a data URI so that no
+browser asks for /favicon.ico. Two runs are two parts; they share the guide and nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from ..metrics import NOTHING, format_bytes
+from ..store import write_atomic
+from .canvas import RAMP, Chart
+from .groups import Group, groups
+from .guide import DEFINITIONS, LIMITS, QUESTION
+from .html import details, paragraph, table_html, table_of
+from .load import Run, load_run
+from .sections import AXIS_NAMES, Section, failures_table, sections
+from .style import css
+from .timeline import timelines
+
+ICON = (
+    "data:image/svg+xml,%3Csvg viewBox='0 0 16 16' xmlns='http%3A//www.w3.org/2000/svg'%3E"
+    "%3Cpath d='M3 13V3h2v10zM7 13V6h2v7zM11 13V9h2v4z' fill='%230a4f86'/%3E%3C/svg%3E"
+)
+
+
+def write(paths: list[Path], out: Path) -> Path:
+    """Read the runs, draw them, write `out/index.html` and `out/figures/*.png`; returns the page."""
+    runs = [load_run(path) for path in paths]
+    parts, charts = [], []
+    for number, run in enumerate(runs):
+        prefix = f"run{number + 1}-" if len(runs) > 1 else ""
+        html, drawn = _run_part(run, prefix, titled=len(runs) > 1)
+        parts.append(html)
+        charts += drawn
+    page = _document(runs, "\n".join(parts))
+    for chart in charts:
+        write_atomic(out / "figures" / f"{chart.slug}.png", chart.png)
+    write_atomic(out / "index.html", page.encode("utf-8"))
+    return out / "index.html"
+
+
+def _run_part(run: Run, prefix: str, titled: bool) -> tuple[str, list[Chart]]:
+    html, charts = [], []
+    if titled:
+        html.append(f"<h2>Run {escape(run.name)}</h2>{_facts(run)}")
+    found = groups(run)
+    for group in found:
+        suffix = f" ({AXIS_NAMES.get(group.axis, group.axis)})" if len(found) > 1 else ""
+        for section in sections(group, f"{prefix}{group.axis}-"):
+            html.append(_section_html(section, suffix))
+            charts += section.charts
+    lines = timelines(f"{prefix}memory", run)
+    lead = "One chart per suite." if lines else "No telemetry was recorded in this run."
+    html.append(_section_html(Section("Memory over time", lead, charts=lines), ""))
+    html.append(_machine(run) + _failed(found))
+    return "\n".join(html), charts + lines
+
+
+def _document(runs: list[Run], body: str) -> str:
+    title = "KV caches compared"
+    head = (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(title)}: {escape(', '.join(run.name for run in runs))}</title>\n"
+        f'<link rel="icon" href="{ICON}">\n<style>\n{css()}</style>\n</head>\n<body>\n'
+    )
+    names = ", ".join(f"{run.name} · {str(run.manifest.get('created', ''))[:10]}" for run in runs)
+    header = (
+        f'<header><p class="mark">kvmark · {escape(names)}</p>\n<h1>{escape(title)}: what a cache costs, and '
+        f"what it forgets</h1>\n{paragraph(QUESTION, 'lead')}\n{_facts(runs[0]) if len(runs) == 1 else ''}</header>\n"
+    )
+    footer = (
+        "<footer><p>Drawn from the runs' files alone; drawn again it is the same file. The figures lie beside "
+        "this page as PNG in <code>figures/</code>.</p></footer>"
+    )
+    return f"{head}{header}<main>\n{body}\n{_guide()}\n</main>\n{footer}\n</body>\n</html>\n"
+
+
+def _facts(run: Run) -> str:
+    """Text, machine and progress in a few lines at the head."""
+    text, machine = run.manifest.get("text") or {}, run.manifest.get("machine") or {}
+    facts = [("text", _text_line(text)), ("machine", _machine_line(machine)), ("code", _code_line(machine))]
+    total = len(run.cells)
+    done = f"{run.num_done} of {total} done" + ("" if run.num_done == total else ": this run is not finished")
+    failed = run.rows.loc[run.rows["status"] != "ok", "cell"].nunique()
+    facts.append(("cells", done + (f", {failed} failed" if failed else "")))
+    rows = "".join(f"<dt>{name}</dt><dd>{escape(line)}</dd>" for name, line in facts)
+    return f'<dl class="facts">{rows}</dl>'
+
+
+def _text_line(text: dict[str, Any]) -> str:
+    if not text:
+        return "none was read"
+    size = f", {format_bytes(text['bytes'])}" if text.get("bytes") else ""
+    remark = "" if text.get("kind") == "pg19" else " (not PG-19)"
+    return f"{text.get('source', 'unknown')}{remark}{size}, sha256 {text.get('sha256', 'unknown')}"
+
+
+def _machine_line(machine: dict[str, Any]) -> str:
+    cores = f"{machine['cores']} cores" if machine.get("cores") else None
+    memory = format_bytes(machine["memory_bytes"]) if machine.get("memory_bytes") else None
+    parts = [machine.get("cpu"), cores, memory, _value("gpu", machine.get("gpu") or "no GPU")]
+    return ", ".join(str(part) for part in parts if part)
+
+
+def _code_line(machine: dict[str, Any]) -> str:
+    commit = str(machine.get("commit") or "unknown")[:12]
+    torch = f", torch {machine['torch']}" if machine.get("torch") else ""
+    return f"commit {commit}{' with uncommitted changes' if machine.get('dirty') else ''}{torch}"
+
+
+def _section_html(section: Section, suffix: str) -> str:
+    parts = [f"<section><h2>{escape(section.title + suffix)}</h2>"]
+    parts += [paragraph(section.lead)] if section.lead else []
+    parts += [paragraph(alert, "alert") for alert in section.alerts]
+    parts += [table_html(table) for table in section.tables]
+    parts += [paragraph(note, "note") for note in section.notes]
+    parts += [details(name, table_html(table)) for name, table in section.folded]
+    if section.maps:
+        parts.append(_scale())
+    if section.charts:
+        kind = "charts maps" if section.maps else "charts"
+        parts.append(f'<div class="{kind}">{"".join(map(_figure, section.charts))}</div>')
+    return "\n".join([*parts, "</section>"])
+
+
+def _figure(chart: Chart) -> str:
+    svg = f'<div class="scroll" tabindex="0">{chart.svg}</div>' if chart.wide else chart.svg
+    note = paragraph(chart.note, "note") if chart.note else ""
+    kind = ' class="wide"' if chart.wide else ""
+    return f"<figure{kind}>{svg}{note}{details('Table', table_html(chart.table))}</figure>\n"
+
+
+def _scale() -> str:
+    boxes = "".join(f'<i style="background:var(--ramp-{step})"></i>' for step in range(len(RAMP)))
+    return f'<p class="scale">0 %<span>{boxes}</span>100 %</p>'
+
+
+def _machine(run: Run) -> str:
+    card = run.manifest.get("machine") or {}
+    rows = [[name, _value(name, value)] for name, value in card.items()]
+    return f"<section><h2>Machine card</h2>{table_html(table_of(['fact', 'value'], rows))}</section>"
+
+
+def _value(name: str, value: Any) -> str:
+    if value is None:
+        return NOTHING
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, (dict, list)):
+        return json.dumps(value, sort_keys=True, ensure_ascii=False)
+    return format_bytes(value) if name.endswith("_bytes") and isinstance(value, (int, float)) else str(value)
+
+
+def _failed(found: Iterable[Group]) -> str:
+    tables = [
+        (f"<h3>{escape(AXIS_NAMES.get(group.axis, group.axis))}</h3>", table)
+        for group in found
+        if (table := failures_table(group))
+    ]
+    body = "".join(title + table_html(table) for title, table in tables)
+    return f"<section><h2>Failed cells</h2>{body or paragraph('None.')}</section>"
+
+
+def _guide() -> str:
+    terms = "".join(f"<dt>{escape(term)}</dt><dd>{escape(text)}</dd>" for term, text in DEFINITIONS)
+    limits = "".join(f"<li>{escape(text)}</li>" for text in LIMITS)
+    return (
+        f'<section><h2>Reading guide</h2><dl class="guide">{terms}</dl>'
+        f"<h3>What these numbers do not mean</h3><ul>{limits}</ul></section>"
+    )

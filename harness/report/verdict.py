@@ -1,0 +1,254 @@
+"""The verdict: one line per architecture, the strings that both the page and the terminal show.
+
+Each column is read at one stated context: the largest that all suites share, else the largest of its
+own suite. Cost columns stand beside the transformer's as a factor, quality columns as a difference.
+"Best" is set in bold with everything that cannot be told from it, and only if something can:
+
+    bytes       exact, so any difference counts
+    latency     interquartile ranges disjoint, at least 3 repeats each
+    needle      Wilson's 95 % intervals disjoint
+    bits/byte   paired 95 % t-interval over the texts excludes 0
+
+Whoever answered fewer trials or texts than the others is shown with that number and not compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import pandas as pd
+
+from ..metrics import METRICS, NOTHING, significant
+from .groups import (
+    NO_CONTEXT,
+    Group,
+    cost_rows,
+    costs,
+    family,
+    groups,
+    is_pg19,
+    language,
+    language_cases,
+    language_sources,
+    needle,
+    needle_suites,
+    not_exercised,
+)
+from .html import Entry, Table
+from .load import Run
+from .statistics import paired_difference_is_real, wilson
+
+COST_METRICS = ("cache_bytes_live", "cache_bytes_predicted", "prefill_s", "decode_step_s")
+Differs = Callable[[str, str], bool]
+
+
+@dataclass(frozen=True)
+class Column:
+    """One number per architecture and context, with the rule that tells two of them apart.
+
+    `partial` are those that answered fewer cases than others: shown, but never called the best.
+    """
+
+    header: str
+    better: str | None
+    values: dict[tuple[str, float], float]
+    entries: dict[tuple[str, float], Entry]
+    rows: pd.DataFrame
+    differs: Callable[[str, str, float], bool]
+    relative: Callable[[float, float], str]
+    partial: frozenset[tuple[str, float]] = frozenset()
+
+    @property
+    def contexts(self) -> list[float]:
+        """Contexts at which anything was measured or failed, ascending."""
+        return sorted({context for _, context in self.entries})
+
+
+def summary(run: Run) -> list[dict[str, str]]:
+    """The verdict of a run for a terminal: one dict per architecture, the same columns in each.
+
+    A run on both axes gives its quality side; `verdicts` has both, apart.
+    """
+    for group in groups(run)[:1]:
+        table = headline(group)
+        columns = [column.replace("\n", ", ") for column in table.columns]
+        return [dict(zip(columns, [entry.plain for entry in row], strict=True)) for row in table.rows]
+    return []
+
+
+def verdicts(run: Run) -> list[tuple[str, Table]]:
+    """(axis, headline table) for every axis of a run: two tables, never one."""
+    return [(group.axis, headline(group)) for group in groups(run)]
+
+
+def headline(group: Group) -> Table:
+    """One line per architecture, each column at the context that its header states."""
+    columns = _columns(group)
+    stated = [set(column.contexts) - {NO_CONTEXT} for column in columns]
+    shared = set.intersection(*filter(None, stated)) if any(stated) else set()
+    at = [max(shared or own) if own else NO_CONTEXT for own in stated]
+    return _table(group, columns, at)
+
+
+def by_context(group: Group) -> list[tuple[float, Table]]:
+    """(context, table of every number at that context), largest first."""
+    columns = _columns(group)
+    contexts = sorted({c for column in columns for c in column.contexts} - {NO_CONTEXT}, reverse=True)
+    held = {context: [column for column in columns if context in column.contexts] for context in contexts}
+    return [(c, _table(group, present, [c] * len(present))) for c, present in held.items()]
+
+
+def context_name(context: float) -> str:
+    """`1024.0` -> `"1,024 tokens"`."""
+    return "no stated context" if context == NO_CONTEXT else f"{context:,.0f} tokens"
+
+
+def _table(group: Group, columns: list[Column], at: list[float]) -> Table:
+    fields = [_fields(group, column, c) for column, c in zip(columns, at, strict=True)]
+    implementations = group.ok.groupby("architecture")["implementation"].unique()
+    rows = []
+    for architecture in group.architectures:
+        names = sorted(str(name) for name in implementations.get(architecture, []) if name is not None)
+        row = [column[architecture] for column in fields]
+        rows.append([Entry(architecture), *row, Entry(", ".join(names) or NOTHING)])
+    # One context for all columns is said once, above them.
+    shared = len(set(at)) == 1
+    headers = [
+        column.header
+        if shared
+        else column.header + (", " if "\n" in column.header else "\n") + f"at {context_name(c)}"
+        for column, c in zip(columns, at, strict=True)
+    ]
+    caption = f"At {context_name(at[0])}." if shared else "Each column at the context below its name."
+    return Table(["architecture", *headers, "implementation"], rows, caption)
+
+
+def _fields(group: Group, column: Column, context: float) -> dict[str, Entry]:
+    """The column's entries at one context: relative to the transformer, best marked."""
+    present = {a: column.values[a, context] for a in group.architectures if (a, context) in column.values}
+    base = next((a for a in present if family(a) == "transformer"), None)
+    best, idle = _best(present, column, context), not_exercised(column.rows)
+    found = {}
+    for architecture in group.architectures:
+        entry = column.entries.get((architecture, context), Entry(NOTHING))
+        notes = [entry.note] if entry.note else []
+        if architecture in present and base not in (None, architecture):
+            notes.append(column.relative(present[architecture], present[base]))
+        if architecture in present and (architecture, context) in idle:
+            notes.append("not exercised")
+        found[architecture] = replace(entry, note=" · ".join(notes), best=architecture in best)
+    return found
+
+
+def _best(present: dict[str, float], column: Column, context: float) -> set[str]:
+    """The best and all that cannot be told from it; nobody if that is everybody."""
+    present = {a: value for a, value in present.items() if (a, context) not in column.partial}
+    if column.better is None or len(present) < 2:
+        return set()
+    first = (min if column.better == "low" else max)(present, key=lambda a: present[a])
+    alike = {a for a in present if a == first or not column.differs(first, a, context)}
+    return alike if len(alike) < len(present) else set()
+
+
+def _columns(group: Group) -> list[Column]:
+    columns = [_cost_column(group, metric) for metric in COST_METRICS]
+    columns += [_needle_column(group, suite) for suite in needle_suites(group)[:1]]
+    columns += [_language_column(group, source) for source in language_sources(group)[:1]]
+    return [column for column in columns if column.values]
+
+
+def _cost_column(group: Group, name: str) -> Column:
+    entry, rows = METRICS[name], cost_rows(group, name)
+    batch = rows["num_requests"].min()
+    spreads = {(a, c): s for (a, c, n), s in costs(group, name).items() if n == batch}
+    exact = entry.unit == "bytes"
+
+    def differs(first: str, second: str, context: float) -> bool:
+        a, b = spreads[first, context], spreads[second, context]
+        if exact:
+            return a.median != b.median
+        return min(a.n, b.n) >= 3 and (a.q3 < b.q1 or b.q3 < a.q1)
+
+    entries = {key: Entry(entry.format(s.median)) for key, s in spreads.items()}
+    header = entry.label + (f"\nbatch {batch:.0f}" if batch > 1 else "")
+    better = None if name == "cache_bytes_predicted" else entry.better
+    values = {key: s.median for key, s in spreads.items()}
+    entries |= _failures(group, set(rows["suite"]), entries)
+    return Column(header, better, values, entries, rows, differs, _factor)
+
+
+def _needle_column(group: Group, suite: str) -> Column:
+    hits = needle(group, suite).groupby(["architecture", "context"], dropna=False)[
+        ["strict_hits", "strict_trials"]
+    ]
+    totals = {key: (h, int(n)) for key, (h, n) in zip(hits.sum().index, hits.sum().to_numpy(), strict=True)}
+    intervals = {key: wilson(*total) for key, total in totals.items()}
+
+    def differs(first: str, second: str, context: float) -> bool:
+        (low, high), (low2, high2) = intervals[first, context], intervals[second, context]
+        return high < low2 or high2 < low
+
+    values = {key: h / n for key, (h, n) in totals.items() if n}
+    entries = {
+        key: Entry(
+            METRICS["accuracy_strict"].format(value),
+            f"{100 * intervals[key][0]:.0f}–{100 * intervals[key][1]:.0f} %, n = {totals[key][1]}",
+        )
+        for key, value in values.items()
+    }
+    entries |= _failures(group, {suite}, entries)
+    rows = group.ok[(group.ok["metric"] == "accuracy_strict") & (group.ok["suite"] == suite)]
+    partial = _partial({key: n for key, (_, n) in totals.items()})
+    return Column("needle, strict", "high", values, entries, rows, differs, _points, partial)
+
+
+def _language_column(group: Group, source: tuple[str, str]) -> Column:
+    totals = language(group, source).set_index(["architecture", "context"])
+    cases = language_cases(group, source)
+    per_case = {
+        key: dict(zip(part["case"].astype(str), part["nll_nats"], strict=True))
+        for key, part in cases.groupby(["architecture", "context"], dropna=False)
+    }
+
+    def differs(first: str, second: str, context: float) -> bool:
+        return paired_difference_is_real(per_case[first, context], per_case[second, context])
+
+    values = totals["bits_per_byte"].dropna().to_dict()
+    counts = totals["cases"].to_dict()
+    partial = _partial(counts)
+    entries = {
+        key: Entry(METRICS["bits_per_byte"].format(value), f"{counts[key]} texts" if key in partial else "")
+        for key, value in values.items()
+    }
+    suite, label = source
+    entries |= _failures(group, {suite}, entries)
+    rows = group.ok[(group.ok["metric"] == "nll_nats") & (group.ok["suite"] == suite)]
+    header = "bits/byte\n" + ("PG-19" if is_pg19(label) else f"not PG-19: {label.split('@')[0]}")
+    return Column(header, "low", values, entries, rows, differs, _difference, partial)
+
+
+def _partial(counts: dict[tuple[str, float], int]) -> frozenset[tuple[str, float]]:
+    """Keys whose count is below the highest of their context."""
+    most = {context: max(n for (_, c), n in counts.items() if c == context) for _, context in counts}
+    return frozenset(key for key, n in counts.items() if n < most[key[1]])
+
+
+def _failures(group: Group, suites: set[str], measured: dict) -> dict[tuple[str, float], Entry]:
+    """The status of failed cells where nothing was measured; a cell that died is not an empty field."""
+    rows = group.failures[group.failures["suite"].isin(suites)]
+    keys = zip(rows["architecture"], rows["context"], rows["status"], strict=True)
+    return {(a, c): Entry(status, failed=True) for a, c, status in keys if (a, c) not in measured}
+
+
+def _factor(value: float, base: float) -> str:
+    ratio = value / base if base else 0.0
+    return f"×{ratio:.2f}" if 0.1 <= ratio < 10 else f"×{significant(ratio, 2)}"
+
+
+def _points(value: float, base: float) -> str:
+    return f"{100 * (value - base):+.0f} pp".replace("-", "−")
+
+
+def _difference(value: float, base: float) -> str:
+    return f"{value - base:+.3f}".replace("-", "−")

@@ -1,0 +1,128 @@
+"""From one execution to rows: every number with its unit, its phase and everything that identifies it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from .metrics import metric
+from .plan import Cell, Settings
+from .store import Row, axes_json
+
+if TYPE_CHECKING:
+    from suites.suite import Answer, Case, Suite
+
+    from .execute import Readings
+
+
+def base_row(run: str, cell: Cell, settings: Settings, **known: Any) -> Row:
+    """What all rows of a cell share; metric and value are filled in by `dataclasses.replace`."""
+    return Row(
+        run=run,
+        cell=cell.key,
+        architecture=cell.architecture,
+        suite=cell.suite,
+        metric="",
+        value=math.nan,
+        unit="",
+        replicate=cell.replicate,
+        axes=axes_json(cell.axes),
+        axis="quality" if settings.shape is None else "systems",
+        dtype=settings.dtype,
+        device=settings.device,
+        threads=settings.threads,
+        **known,
+    )
+
+
+def failure_row(base: Row, status: str, message: str, phase: str | None) -> Row:
+    """The row of a cell that ran out of memory, timed out or crashed."""
+    return dataclasses.replace(
+        base, metric="failure", value=math.nan, unit="", status=status, message=message, phase=phase
+    )
+
+
+def _number(base: Row, name: str, value: float | None, phase: str, **fields: Any) -> Row:
+    unit = metric(name).unit
+    number = math.nan if value is None else float(value)
+    return dataclasses.replace(base, metric=name, value=number, unit=unit, phase=phase, **fields)
+
+
+def model_rows(base: Row, model: Any, load_s: float | None) -> Iterator[Row]:
+    """Facts of the model in this cell: weights, compressor, and the time that loading took."""
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    yield _number(base, "weights_bytes", weights, "load")
+    yield _number(base, "compressor_bytes", model.compressor_bytes(), "load")
+    if load_s is not None:
+        yield _number(base, "load_s", load_s, "load")
+
+
+def cost_rows(base: Row, model: Any, readings: Readings, repeat: int | None) -> Iterator[Row]:
+    """What one execution cost. `repeat` None: neither warmed up nor repeated."""
+    batch, dtype = len(readings.prompt_tokens), model.embed.weight.dtype if hasattr(model, "embed") else None
+    last = readings.capacity - 1
+
+    def row(name: str, value: float | None, phase: str, step: int | None = None) -> Row:
+        return _number(base, name, value, phase, repeat=repeat, step=step)
+
+    prefill, rest = readings.prefill, readings.continuation
+    prompt, new = sum(readings.prompt_tokens), sum(readings.new_tokens)
+    if prompt > batch:  # a prompt of one token per request is no prefill to speak of
+        yield row("prefill_s", prefill.device_s, "prefill")
+        yield row("prefill_wall_s", prefill.wall_s, "prefill")
+        yield row("prefill_cpu_s", prefill.cpu_s, "prefill")
+        yield row("prefill_tokens_per_s", prompt / prefill.device_s if prefill.device_s else None, "prefill")
+        yield row("foreign_cpu_share", prefill.foreign_cpu_share, "prefill")
+        yield row("peak_prefill_bytes", readings.peak_prefill_bytes, "prefill")
+    if readings.step_s:
+        for step, seconds in enumerate(readings.step_s):
+            yield row("decode_step_s", seconds, "decode", step)
+        steps, total_s = len(readings.step_s), sum(readings.step_s)
+        yield row("decode_step_cpu_s", None if rest.cpu_s is None else rest.cpu_s / steps, "decode")
+        yield row("decode_tokens_per_s", batch * steps / total_s, "decode")
+        yield row("peak_decode_bytes", readings.peak_continuation_bytes, "decode")
+    else:
+        phase = "score" if readings.scoring_mode == "cache-extend" else "generate"
+        yield row("continuation_s", rest.device_s, phase)
+        yield row("continuation_cpu_s", rest.cpu_s, phase)
+        yield row("continuation_tokens", new, phase)
+        yield row("peak_continuation_bytes", readings.peak_continuation_bytes, phase)
+    yield row("foreign_cpu_share", rest.foreign_cpu_share, "decode" if readings.step_s else "continuation")
+    yield row("cache_bytes_live", readings.live.total, "continuation")
+    yield row("cache_payload_bytes", readings.live.payload, "continuation")
+    yield row("cache_metadata_bytes", readings.live.metadata, "continuation")
+    yield row("cache_state_bytes", readings.live.state, "continuation")
+    if repeat in (None, 0):
+        longest = max(readings.prompt_tokens)
+        yield row("cache_bytes_predicted", readings.predicted.total, "predicted")
+        yield row("read_bytes_per_step", model.read_bytes(last, batch, dtype), "predicted")
+        yield row("prefill_flops", model.prefill_flops(longest, batch), "predicted")
+        yield row("decode_flops", model.decode_flops(last, batch), "predicted")
+
+
+def case_rows(
+    base: Row, suite: Suite, cases: Sequence[Case], answers: Sequence[Answer], readings: Readings
+) -> Iterator[Row]:
+    """Scores of each case, and what the policy did to it."""
+    for index, (case, answer) in enumerate(zip(cases, answers, strict=True)):
+        own = dataclasses.replace(base, case=case.id, axes=axes_json(dict(case.axes)))
+        for name, value in suite.score(case, answer).items():
+            yield _number(own, name, value, "score")
+        seen = len(case.prompt) + max(len(answer.tokens) - 1, 0)
+        evicted = readings.evicted[index]
+        yield _number(own, "evicted_tokens", evicted, "policy")
+        yield _number(own, "seen_tokens", seen, "policy")
+        for name, values in readings.statistics.items():
+            yield _number(own, name, values[index], "policy")
+
+
+def with_evictions(rows: Sequence[Row], evicted: Sequence[int]) -> list[Row]:
+    """Put the cell's eviction counts into all of its rows."""
+    counts: Mapping[str, int] = {
+        "evictions": sum(evicted),
+        "requests": len(evicted),
+        "requests_with_eviction": sum(n > 0 for n in evicted),
+    }
+    return [dataclasses.replace(row, **counts) for row in rows]

@@ -1,0 +1,223 @@
+"""The parent: resolve a plan to cells, keep a run folder, supervise the jobs, assemble the tables.
+
+    prepare(plan) -> Prepared     cells with their keys, text, weights, machine card; nothing is run
+    run(prepared, out)            run.json first, then job after job; finished cells are never redone
+
+Never creates a CUDA context: models are asked for sizes on torch's meta device only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import models
+import suites
+from suites.suite import Context
+from suites.text import Text, resolve
+from suites.tokenizer import ByteTokenizer
+
+from .environment import machine_card
+from .loading import Weights, weights_of
+from .plan import Cell, Job, Plan, digest, jobs
+from .store import SCHEMA, SCHEMA_VERSION, StoreError, read_table, write_atomic, write_table
+from .supervise import EnvironmentRefuses, Event, Supervisor
+
+
+class UsageError(ValueError):
+    """The user asked for something that cannot be done as asked; one sentence."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A plan with everything that its numbers depend on, looked up."""
+
+    plan: Plan
+    cells: list[Cell]
+    interleaved: dict[str, bool]
+    text: Text | None
+    weights: dict[str, Weights]
+    machine: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """Folder name: the same plan on the same inputs and sources finds its finished cells."""
+        return f"{self.plan.name}-{digest([cell.key for cell in self.cells])[:8]}"
+
+    def jobs(self, done: set[str]) -> list[Job]:
+        """Jobs over the cells that are not done yet."""
+        left = [cell for cell in self.cells if cell.key not in done]
+        return jobs(left, self.interleaved)
+
+
+def prepare(plan: Plan, commit: str | None = None) -> Prepared:
+    """Look everything up. Raises SpecError, TextError, WeightsError or UsageError: one sentence each."""
+    settings = plan.settings
+    specs = list(dict.fromkeys(models.canonical_spec(spec) for spec in plan.architectures))
+    suite_specs = list(dict.fromkeys(suites.canonical_spec(spec) for spec in plan.suites))
+    classes = {spec: suites.suite_class(spec) for spec in suite_specs}
+    if settings.shape is not None:
+        for spec, cls in classes.items():
+            if cls.axis == "quality":
+                raise UsageError(
+                    f"Suite '{spec}' marks answers, and random weights (--shape {settings.shape}) have none "
+                    "worth marking; drop --shape or the suite."
+                )
+    text = None
+    if any(cls.needs_text for cls in classes.values()):
+        text = resolve(plan.text, data_dir=Path.cwd() / "data")
+    weights = {spec: weights_of(spec, settings) for spec in specs}
+    machine = machine_card(settings.device, settings.threads, commit)
+    shared = {key: value for key, value in dataclasses.asdict(settings).items() if key != "replicates"}
+    cells = []
+    for suite_spec, cls in classes.items():
+        suite = suites.load(suite_spec, Context(ByteTokenizer(), text, settings.seed))
+        label = text.label if text is not None and cls.needs_text else None
+        for spec in specs:
+            for replicate in range(settings.replicates if cls.interleaved else 1):
+                for axes in suite.cells():
+                    key = digest(
+                        spec, suite_spec, axes, replicate, shared, weights[spec].label,
+                        weights[spec].shape, label, machine["id"], machine["packages"],
+                        machine["source_hash"],
+                    )  # fmt: skip
+                    cells.append(Cell(key, spec, suite_spec, axes, replicate))
+    interleaved = {spec: cls.interleaved for spec, cls in classes.items()}
+    return Prepared(plan, cells, interleaved, text, weights, machine)
+
+
+def predicted_bytes(prepared: Prepared, cell: Cell) -> tuple[int, int] | None:
+    """Predicted (weights, cache) bytes of a cell; None where the suite's cases decide it at run time."""
+    import torch
+
+    from models.shapes import shape_from
+
+    from .loading import torch_dtype
+
+    context = cell.axes.get("context", cell.axes.get("length"))
+    if context is None:
+        return None
+    settings = prepared.plan.settings
+    dtype = torch_dtype(settings.dtype)
+    with torch.device("meta"):
+        model = models.build(cell.architecture, shape_from(prepared.weights[cell.architecture].shape))
+    elements = sum(parameter.numel() for parameter in model.parameters())
+    batch = int(cell.axes.get("batch", settings.batch))
+    return elements * dtype.itemsize, model.cache_bytes(int(context), batch, dtype).total
+
+
+def run(prepared: Prepared, out: Path, on_event: Callable[[Event], None] = lambda event: None) -> dict[str, str]:
+    """Run what is not yet done in `out`; returns the status of every cell.
+
+    Raises UsageError (the folder holds another plan, or is in use), EnvironmentRefuses, KeyboardInterrupt.
+    """
+    try:
+        (out / "cells").mkdir(parents=True, exist_ok=True)
+        (out / "telemetry").mkdir(exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{out} cannot be written ({error.strerror}).") from None
+    with _locked(out):
+        manifest = _manifest(prepared, out)
+        common = {
+            "run": manifest["run"],
+            "out": str(out.resolve()),
+            "settings": dataclasses.asdict(prepared.plan.settings),
+            "text": prepared.plan.text,
+            "text_label": None if prepared.text is None else prepared.text.label,
+            "machine": prepared.machine["id"],
+            "weights": {spec: found.label for spec, found in prepared.weights.items()},
+        }
+        done = finished(out, [cell.key for cell in prepared.cells])
+        on_event({"event": "resume", "done": len(done), "cells": len(prepared.cells)})
+        supervisor = Supervisor(out, prepared.plan.settings, common, on_event, dict(done))
+        try:
+            for job in prepared.jobs(set(done)):
+                on_event({"event": "job", "job": job.id, "suite": job.groups[0][0].suite})
+                supervisor.run(job)
+        except OSError as error:
+            raise EnvironmentRefuses(f"Results cannot be written to {out} ({error.strerror or error}).") from None
+        finally:
+            with contextlib.suppress(StoreError, OSError):
+                assemble(out, [cell.key for cell in prepared.cells])
+        return supervisor.statuses
+
+
+def finished(out: Path, keys: list[str]) -> dict[str, str]:
+    """Status of every cell whose file is there and whole; a damaged file counts as not measured."""
+    statuses = {}
+    for key in keys:
+        path = out / "cells" / f"{key}.parquet"
+        if path.exists():
+            with contextlib.suppress(StoreError):
+                found = set(read_table(path).column("status").to_pylist())
+                statuses[key] = next((status for status in found if status != "ok"), "ok")
+    return statuses
+
+
+def assemble(out: Path, keys: list[str]) -> None:
+    """`rows.parquet` and `telemetry.parquet`: all finished cells in plan order. Raises StoreError."""
+    import pyarrow as pa
+
+    paths = [path for key in keys if (path := out / "cells" / f"{key}.parquet").exists()]
+    if paths:
+        write_table(out / "rows.parquet", pa.concat_tables([read_table(path) for path in paths]).cast(SCHEMA))
+    series = sorted((out / "telemetry").glob("[!.]*.parquet"))
+    if series:
+        write_table(out / "telemetry.parquet", pa.concat_tables([read_table(path) for path in series]))
+
+
+def _manifest(prepared: Prepared, out: Path) -> dict[str, Any]:
+    """Write `run.json`, or check that the one that is there is of the same plan."""
+    path = out / "run.json"
+    plan = json.loads(json.dumps(dataclasses.asdict(prepared.plan)))
+    created = datetime.now(UTC).isoformat(timespec="seconds")
+    if path.exists():
+        try:
+            old = json.loads(path.read_text(encoding="utf-8"))
+            same, created = old["plan"] == plan, old["created"]
+        except (OSError, ValueError, KeyError, TypeError):
+            raise UsageError(f"{path} is not a readable run manifest; choose another --out.") from None
+        if not same:
+            raise UsageError(f"{out} holds another plan ('{old['run']}'); choose another --out.")
+    text = prepared.text
+    manifest = {
+        "schema": SCHEMA_VERSION,
+        "run": out.name,
+        "created": created,
+        "plan": plan,
+        "cells": [vars(cell) for cell in prepared.cells],
+        "machine": prepared.machine,
+        "text": text
+        and {
+            "kind": text.kind,
+            "source": text.source,
+            "label": text.label,
+            "sha256": text.sha256,
+            "documents": len(text.documents),
+        },
+        "weights": {
+            name: {k: card.get(k) for k in ("sha256", "parameters", "tokens", "notes", "command", "commit")}
+            for found in prepared.weights.values()
+            for name, card in found.cards.items()
+        },
+    }
+    write_atomic(path, (json.dumps(manifest, indent=1) + "\n").encode())
+    return manifest
+
+
+@contextlib.contextmanager
+def _locked(out: Path) -> Iterator[None]:
+    """Two runs in one folder would write each other's cells; the lock dies with its process."""
+    with (out / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UsageError(f"{out} is in use by another kvmark run; wait, or choose another --out.") from None
+        yield

@@ -1,0 +1,99 @@
+"""What the terminal shows: the plan's jobs, progress while running, the verdict at the end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+from rich.table import Table
+
+from .metrics import format_bytes
+from .plan import Cell
+from .runner import Prepared
+
+#: Wide enough for the verdict where output goes to a file.
+console = Console(width=None if Console().is_terminal else 160)
+
+
+def plan_table(prepared: Prepared, predict: Callable[[Cell], tuple[int, int] | None]) -> None:
+    """Jobs in the order in which they would run, with the largest cell's predicted bytes."""
+    jobs = prepared.jobs(set())
+    table = Table("job", "suite", "architectures", "cells", "weights (predicted)", "largest cache (predicted)")
+    for job in jobs:
+        cells = [cell for group in job.groups for cell in group]
+        sizes = [size for cell in cells if (size := predict(cell)) is not None]
+        specs = list(dict.fromkeys(cell.architecture for cell in cells))
+        table.add_row(
+            job.id,
+            cells[0].suite,
+            "\n".join(specs),
+            str(len(cells)),
+            format_bytes(max(w for w, _ in sizes)) if sizes else "–",
+            format_bytes(max(c for _, c in sizes)) if sizes else "–",
+        )
+    console.print(table)
+    text = prepared.text.label if prepared.text else "none needed"
+    console.print(f"{len(jobs)} jobs, {len(prepared.cells)} cells; text: {text}")
+
+
+class Progress:
+    """A live bar in a terminal; elsewhere one line per job and per failed cell."""
+
+    def __init__(self, prepared: Prepared) -> None:
+        self.prepared = prepared
+        self.cells = {cell.key: cell for cell in prepared.cells}
+        self.start = time.monotonic()
+        self.done = 0
+        self.bar = Bar(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+            console=console, disable=not console.is_terminal,
+        )  # fmt: skip
+
+    def __enter__(self) -> Progress:
+        self.bar.__enter__()
+        self.task = self.bar.add_task("preparing", total=len(self.cells))
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.bar.__exit__(*error)
+
+    def hear(self, event: dict[str, Any]) -> None:
+        kind = event["event"]
+        if kind == "resume":
+            self.done = event["done"]
+            self.bar.update(self.task, completed=self.done)
+            if self.done:
+                console.print(f"{self.done} of {event['cells']} cells were measured before.")
+        elif kind == "start":
+            cell = self.cells[event["cell"]]
+            axes = " ".join(f"{k}={v}" for k, v in cell.axes.items())
+            self.bar.update(self.task, description=f"{cell.architecture} · {cell.suite.split(':')[0]} {axes}")
+        elif kind == "job" and not console.is_terminal:
+            console.print(
+                f"{time.monotonic() - self.start:6.1f} s  {self.done}/{len(self.cells)} cells; {event['suite']}"
+            )
+        elif kind == "settled":
+            self.done += 1
+            self.bar.update(self.task, completed=self.done)
+            if event["status"] != "ok":
+                cell = self.cells[event["cell"]]
+                console.print(
+                    f"{event['status']}: {cell.architecture} · {cell.suite} {cell.axes}: {event['message']}",
+                    markup=False,
+                )
+
+
+def summary_table(folder: Path) -> None:
+    """The report's verdict as a table in the terminal."""
+    from .report import load_run, summary
+
+    for section in summary(load_run(folder)):
+        table = Table(*section.columns, title=section.title)
+        for row in section.rows:
+            table.add_row(*row)
+        console.print(table)

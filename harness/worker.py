@@ -1,0 +1,211 @@
+"""One process per job: `python -m harness.worker JOB.json`.
+
+Contract (version 1; a worker of another checkout can be driven by the same file):
+
+    in     JOB.json  {"version", "run", "out", "parent_pid", "settings", "text", "text_label",
+                      "machine", "weights", "groups": [[cell, ...], ...]}
+    out    out/cells/KEY.parquet, one per cell, the moment it is finished
+    stdout one JSON object per line: start, phase, done, failed (all with t_s on time.monotonic)
+    exit   0 all groups done; 10 a cell failed and has its row, a fresh worker should go on;
+           11 results cannot be written; 12 this environment cannot run the job
+
+A failed cell ends the process: after an out-of-memory or a crash nobody knows what is left behind.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from .machine_limits import die_with_parent, limit_memory
+from .plan import Cell, Settings
+from .rows import base_row, failure_row
+from .store import Row, first_line, write_rows
+
+CONTRACT_VERSION = 1
+EXIT_CELL_FAILED, EXIT_CANNOT_WRITE, EXIT_ENVIRONMENT = 10, 11, 12
+
+
+class Worker:
+    """State of one job: loaded models, the suite, the cell in flight."""
+
+    def __init__(self, job: dict[str, Any]) -> None:
+        self.job, self.settings = job, Settings(**job["settings"])
+        self.out = Path(job["out"])
+        self.models: dict[str, Any] = {}
+        self.load_s: dict[str, float] = {}
+        self.phase = "load"
+
+    def say(self, event: str, **fields: Any) -> None:
+        print(json.dumps({"event": event, "t_s": time.monotonic(), **fields}), flush=True)
+
+    def run(self) -> int:
+        """All groups in order; see the module for the exit codes."""
+        import torch
+
+        from suites.suite import Context
+        from suites.text import resolve
+        from suites.tokenizer import ByteTokenizer
+
+        from .loading import check_device
+
+        check_device(self.settings.device)
+        torch.set_num_threads(self.settings.threads)
+        text = None
+        if self.job["text_label"] is not None:
+            text = resolve(self.job["text"], data_dir=Path.cwd() / "data")
+            if text.label != self.job["text_label"]:
+                raise ValueError(f"the text changed from {self.job['text_label']} to {text.label}.")
+        self.context = Context(ByteTokenizer(), text, self.settings.seed)
+        if self.settings.memory_limit_bytes is not None:
+            limit_memory(self.settings.memory_limit_bytes)
+        for group in self.job["groups"]:
+            if not self.run_group([Cell(**cell) for cell in group]):
+                return EXIT_CELL_FAILED
+        return 0
+
+    def run_group(self, group: list[Cell]) -> bool:
+        """Measure interleaved cells; False after a failure, whose row is then written."""
+        rows: dict[str, list[Row]] = {cell.key: [] for cell in group}
+        current = group[0]
+        try:
+            for repeat in self.rounds(group[0]):
+                for cell in group:
+                    current = cell
+                    self.say("start", cell=cell.key, architecture=cell.architecture, repeat=repeat)
+                    rows[cell.key] += self.measure(cell, repeat)
+            for cell in group:
+                current = cell
+                write_rows(self.out / "cells" / f"{cell.key}.parquet", rows[cell.key])
+                self.say("done", cell=cell.key)
+            return True
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG):
+                raise
+            return self.fail(current, "crash", error)
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt | SystemExit):
+                raise
+            return self.fail(current, "oom" if is_out_of_memory(error) else "crash", error)
+
+    def fail(self, cell: Cell, status: str, error: BaseException) -> bool:
+        message = f"{type(error).__name__}: {first_line(error)}"
+        row = failure_row(self.base(cell), status, message, self.phase)
+        write_rows(self.out / "cells" / f"{cell.key}.parquet", [row])
+        self.say("failed", cell=cell.key, status=status, phase=self.phase, message=message)
+        return False
+
+    def rounds(self, cell: Cell) -> list[int | None]:
+        """-1 is the warm-up with the same shapes; [None]: one execution, neither warmed nor repeated."""
+        import suites
+
+        if suites.suite_class(cell.suite).interleaved:
+            return [-1, *range(self.settings.repeats)]
+        return [None]
+
+    def base(self, cell: Cell, **known: Any) -> Row:
+        return base_row(
+            self.job["run"], cell, self.settings, machine=self.job["machine"],
+            text=self.job["text_label"], weights=self.job["weights"].get(cell.architecture), **known,
+        )  # fmt: skip
+
+    def measure(self, cell: Cell, repeat: int | None) -> list[Row]:
+        """One execution of a cell, in batches of at most `settings.batch` requests (latency: all at once)."""
+        import suites
+
+        from .execute import execute
+        from .rows import case_rows, cost_rows, model_rows, with_evictions
+
+        self.phase = "load"
+        model = self.model(cell.architecture)
+        suite = suites.load(cell.suite, self.context)
+        cases = list(suite.cases(cell.axes))
+        size = len(cases) if suite.interleaved else self.settings.batch
+        rows: list[Row] = []
+        evicted: list[int] = []
+        for start in range(0, len(cases), size):
+            batch = cases[start : start + size]
+            answers, readings = execute(
+                model, batch, self.context.tokenizer, self.settings.device,
+                prefill_chunk=self.settings.prefill_chunk,
+                on_phase=lambda phase: self.enter(phase, cell),
+            )  # fmt: skip
+            if repeat == -1:
+                return []
+            base = self.base(
+                cell,
+                batch=len(batch),
+                prompt_mode=prompt_mode(model, self.settings),
+                scoring_mode=readings.scoring_mode,
+                implementation=model.implementation,
+            )
+            if start == 0 and repeat in (None, 0):
+                rows += model_rows(base, model, self.load_s.pop(cell.architecture, None))
+            rows += cost_rows(base, model, readings, repeat)
+            if repeat in (None, 0):
+                rows += case_rows(base, suite, batch, answers, readings)
+            evicted += readings.evicted
+        return with_evictions(rows, evicted)
+
+    def enter(self, phase: str, cell: Cell) -> None:
+        self.phase = phase
+        self.say("phase", phase=phase, cell=cell.key, architecture=cell.architecture)
+
+    def model(self, spec: str) -> Any:
+        """The loaded model; loading is timed once per process."""
+        if spec not in self.models:
+            from .loading import load_model
+
+            start = time.perf_counter()
+            self.models[spec] = load_model(spec, self.settings)
+            self.load_s[spec] = time.perf_counter() - start
+        return self.models[spec]
+
+
+def prompt_mode(model: Any, settings: Settings) -> str:
+    """How prompts met the policy; chunks change what a bulk policy does, so they are in the name."""
+    chunk = settings.prefill_chunk
+    return model.prompt_mode if chunk is None else f"{model.prompt_mode}, chunks of {chunk}"
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether torch, Python or the operating system refused memory."""
+    import torch
+
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+        return True
+    words = ("can't allocate memory", "cannot allocate memory", "out of memory", "not enough memory")
+    return isinstance(error, RuntimeError) and any(word in str(error).lower() for word in words)
+
+
+def main(path: str) -> int:
+    job = json.loads(Path(path).read_text(encoding="utf-8"))
+    if job.get("version") != CONTRACT_VERSION:
+        print(f"job version {job.get('version')} is not {CONTRACT_VERSION}.", file=sys.stderr)
+        return EXIT_ENVIRONMENT
+    die_with_parent(job["parent_pid"])
+    worker = Worker(job)
+    try:
+        return worker.run()
+    except OSError as error:
+        print(f"results cannot be written ({error.strerror or error}).", file=sys.stderr)
+        return EXIT_CANNOT_WRITE
+    except ValueError as error:  # SpecError, TextError, WeightsError: one sentence each
+        print(first_line(error) + ".", file=sys.stderr)
+        return EXIT_ENVIRONMENT
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    code = main(sys.argv[1])
+    sys.stdout.flush()
+    # Skip the interpreter's teardown: all files are written, and torch's takes a second.
+    os._exit(code)

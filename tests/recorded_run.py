@@ -1,0 +1,279 @@
+"""A small run with invented numbers, written through `harness.store`: what the report's tests read.
+
+The numbers follow the shapes that real ones have (a budget caps the cache, an evictor misses early
+needles, LoCoCo works in bursts), but nothing was measured. Everything comes from one seeded generator,
+so two calls with the same arguments write the same rows.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import pyarrow as pa
+
+from harness.metrics import METRICS
+from harness.store import Row, axes_json, write_rows, write_table
+
+ARCHITECTURES = (
+    "transformer",
+    "yoco:mixer=swa",
+    "yoco:mixer=retention",
+    "tova:budget=128",
+    "lococo:budget=128",
+    "window:budget=128",
+    "random:budget=128",
+)
+CONTEXTS = (256, 512, 1024)
+DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
+PG19_TEXT = "pg19:test@0123456789ab"
+OTHER_TEXT = "bundled:pydoc_data.topics@ba9876543210"
+BYTES_PER_TOKEN = 1024.0
+
+
+@dataclass(frozen=True)
+class Fixture:
+    """What the written run is to contain."""
+
+    axis: str = "quality"
+    text: str = PG19_TEXT
+    suites: tuple[str, ...] = ("decode", "needle:trials=10", "pg19")
+    architectures: tuple[str, ...] = ARCHITECTURES
+    contexts: tuple[int, ...] = CONTEXTS
+    steps: int = 24
+    telemetry: bool = True
+    toy: bool = False
+
+
+def write_run(folder: Path, *, with_failures: bool = True, name: str = "invented", **changes: object) -> Path:
+    """Write run.json, cells/ and telemetry/ of an invented run; `changes` are fields of `Fixture`."""
+    fixture = replace(Fixture(), **changes)
+    numbers = random.Random(7)
+    cells = []
+    for suite in fixture.suites:
+        for architecture in fixture.architectures:
+            for axes in _grid(suite, fixture):
+                key = f"{len(cells):04d}{fixture.axis[0]}"
+                base = _base(name, key, architecture, suite, fixture)
+                rows = list(_cell(base, axes, fixture, numbers))
+                if with_failures and (status := _failure(architecture, suite, axes)):
+                    rows = [
+                        replace(
+                            base, axes=axes_json(axes), metric="failure", value=math.nan, unit="", **status
+                        )
+                    ]
+                write_rows(folder / "cells" / f"{key}.parquet", rows)
+                cells.append({"key": key, "architecture": architecture, "suite": suite, "axes": axes})
+    if fixture.telemetry:
+        _telemetry(folder, cells, numbers)
+    _manifest(folder, name, cells, fixture)
+    return folder
+
+
+def _grid(suite: str, fixture: Fixture) -> list[dict[str, float]]:
+    if suite.startswith("needle"):
+        return [{"length": c, "depth": d} for c in fixture.contexts for d in DEPTHS]
+    if suite.startswith("pg19"):
+        return [{"context": max(fixture.contexts)}]
+    return [{"context": c, "batch": 1} for c in fixture.contexts]
+
+
+def _base(run: str, key: str, architecture: str, suite: str, fixture: Fixture) -> Row:
+    trained = fixture.axis == "quality"
+    text = None if suite == "decode" else fixture.text
+    return Row(
+        run=run,
+        cell=key,
+        architecture=architecture,
+        suite=suite,
+        metric="",
+        value=0.0,
+        unit="",
+        axis=fixture.axis,
+        prompt_mode="stepwise" if "budget" in architecture else "parallel",
+        implementation="naive",
+        dtype="float32",
+        device="cpu",
+        threads=1,
+        batch=1,
+        weights="reference@00ff00ff" if trained else "random@0",
+        text=text,
+        machine="invented-machine",
+        phase="score",
+    )
+
+
+def _cell(base: Row, axes: dict[str, float], fixture: Fixture, numbers: random.Random) -> Iterator[Row]:
+    context = float(axes.get("context") or axes["length"])
+    base = replace(base, axes=axes_json(axes), **_evictions(base.architecture, context))
+    yield _number(base, "cache_bytes_live", _cache_bytes(base.architecture, context))
+    if base.suite == "decode":
+        yield from _decode(base, context, fixture.steps, numbers)
+    elif base.suite.startswith("needle"):
+        yield from _needle(base, axes, context, numbers)
+    else:
+        yield from _books(base, numbers)
+    if fixture.toy:
+        yield replace(base, metric="toy_wonder", value=4.25, unit="furlongs")
+
+
+def _number(base: Row, metric: str, value: float, **changes: object) -> Row:
+    unit = METRICS[metric].unit
+    return replace(base, metric=metric, value=value, unit=unit, **changes)
+
+
+def _evictions(architecture: str, context: float) -> dict[str, int]:
+    evicts = "budget" in architecture and context > 256  # at 256 nothing is evicted: "not exercised"
+    return {
+        "requests": 1,
+        "requests_with_eviction": int(evicts),
+        "evictions": int(4 * context) if evicts else 0,
+    }
+
+
+def _cache_bytes(architecture: str, context: float) -> float:
+    held = {"transformer": context, "yoco": 64 + context / 4}.get(
+        architecture.split(":")[0], min(context, 192.0)
+    )
+    extra = 1.06 if architecture.startswith(("tova", "lococo")) else 1.0
+    return round(held * BYTES_PER_TOKEN * extra)
+
+
+def _decode(base: Row, context: float, steps: int, numbers: random.Random) -> Iterator[Row]:
+    live = _cache_bytes(base.architecture, context)
+    slow = {"tova": 2.6, "lococo": 1.4, "yoco": 0.6}.get(base.architecture.split(":")[0], 1.0)
+    yield _number(base, "cache_bytes_predicted", live, phase="predicted")
+    yield _number(base, "load_s", 0.21, phase="load")
+    yield _number(base, "weights_bytes", 3_300_000.0)
+    yield _number(base, "foreign_cpu_share", 0.18)
+    if base.architecture.startswith("lococo"):
+        yield _number(base, "lococo_alpha", 0.31)
+        yield _number(base, "compressions", context // 64)
+    for repeat in range(5):
+        noise = numbers.uniform(0.97, 1.05)
+        prefill = slow * noise * (context * 2e-5 + context**2 * 9e-9)
+        yield _number(base, "prefill_s", prefill, repeat=repeat, phase="prefill")
+        yield _number(base, "peak_prefill_bytes", 3.1e8 + live, repeat=repeat, phase="prefill")
+        for step in range(steps):
+            burst = 4.0 if base.architecture.startswith("lococo") and step % 8 == 7 else 1.0
+            value = (6e-4 + live * 9e-10) * noise * burst * numbers.uniform(0.98, 1.06)
+            yield _number(base, "decode_step_s", value, repeat=repeat, step=step, phase="decode")
+
+
+def _needle(base: Row, axes: dict[str, float], context: float, numbers: random.Random) -> Iterator[Row]:
+    kind = base.architecture.split(":")[0]
+    reach = 192 / context  # share of the text that a budget still holds
+    seen = axes["depth"] >= 1 - reach
+    chance = {"transformer": 0.99, "yoco": 0.97, "tova": 0.85, "lococo": 0.55, "window": 1.0 if seen else 0.0}
+    chance["random"] = min(1.0, reach) ** 2
+    for trial in range(10):
+        hit = float(numbers.random() < (1.0 if context <= 256 else chance.get(kind, 0.5)))
+        place = axes_json({**axes, "trial": trial})
+        for metric in ("accuracy_strict", "accuracy_substring"):
+            yield _number(base, metric, hit, case=f"{axes['length']}-{axes['depth']}-{trial}", axes=place)
+
+
+def _books(base: Row, numbers: random.Random) -> Iterator[Row]:
+    kind = base.architecture.split(":")[0]
+    bits = {"transformer": 2.30, "yoco": 2.33, "tova": 2.36, "lococo": 2.39, "window": 2.42}.get(kind, 2.55)
+    for book, size in (("book-a", 4096.0), ("book-b", 8192.0), ("book-c", 2048.0), ("book-d", 8192.0)):
+        hardness = 0.2 * len(book) / 6 * (size / 8192)
+        nll = (bits + hardness + numbers.uniform(0, 0.004)) * math.log(2) * size
+        for metric, value in (
+            ("nll_nats", nll),
+            ("num_bytes", size),
+            ("num_tokens", size),
+            ("num_words", size // 6),
+        ):
+            yield _number(base, metric, value, case=book, scoring_mode="cache-extend")
+
+
+def _failure(architecture: str, suite: str, axes: dict[str, float]) -> dict[str, str] | None:
+    if architecture.startswith("lococo") and suite == "decode" and axes["context"] == 1024:
+        message = "the worker was killed at its memory limit of 2.0 GiB"
+        return {"status": "oom", "phase": "prefill", "message": message}
+    if architecture.startswith("random") and axes.get("depth") == 1.0 and axes.get("length") == 1024:
+        return {"status": "timeout", "phase": "decode", "message": "no answer within 60 s"}
+    return None
+
+
+def _telemetry(folder: Path, cells: list[dict], numbers: random.Random) -> None:
+    jobs: dict[str, list[dict]] = {}
+    for cell in cells:
+        jobs.setdefault(
+            f"{cell['suite']}-{cell['architecture']}".replace(":", "-").replace("=", "-"), []
+        ).append(cell)
+    for number, (job, members) in enumerate(jobs.items()):
+        records, now = [], 1000.0 * number
+        for cell in members:
+            for phase, seconds in (("load", 0.2), ("prefill", 0.3), ("decode", 0.5), ("idle", 0.1)):
+                mark = {
+                    "kind": "mark",
+                    "cell": cell["key"],
+                    "phase": phase,
+                    "architecture": cell["architecture"],
+                }
+                records.append({"job": job, "t_s": now, **mark})
+                rss = 2.6e8 + 6e7 * (phase == "prefill") + numbers.uniform(0, 6e6)
+                for tick in range(int(seconds * 20)):
+                    sample = {"kind": "sample", "source": "rss", "rss_bytes": int(rss)}
+                    records.append({"job": job, "t_s": now + tick / 20, **sample})
+                now += seconds
+        write_table(folder / "telemetry" / f"{job}.parquet", pa.Table.from_pylist(records, schema=TELEMETRY))
+
+
+TELEMETRY = pa.schema(
+    [
+        ("job", pa.string()),
+        ("t_s", pa.float64()),
+        ("kind", pa.string()),
+        ("source", pa.string()),
+        ("rss_bytes", pa.int64()),
+        ("gpu_used_bytes", pa.int64()),
+        ("gpu_process_bytes", pa.int64()),
+        ("power_w", pa.float64()),
+        ("energy_j", pa.float64()),
+        ("sm_clock_hz", pa.float64()),
+        ("temperature_c", pa.float64()),
+        ("throttle_reasons", pa.string()),
+        ("cell", pa.string()),
+        ("phase", pa.string()),
+        ("architecture", pa.string()),
+    ]
+)
+
+
+def _manifest(folder: Path, name: str, cells: list[dict], fixture: Fixture) -> None:
+    source, _, digest = fixture.text.partition("@")
+    machine = {
+        "id": "invented-machine",
+        "cpu": "Invented CPU 2000",
+        "cores": 2,
+        "memory_bytes": 8 << 30,
+        "gpu": None,
+        "driver": None,
+        "torch": "2.13.0",
+        "python": "3.11.2",
+        "commit": "c0ffee" * 6 + "c0ff",
+        "dirty": False,
+    }
+    manifest = {
+        "schema": 1,
+        "run": name,
+        "created": "2026-01-02T03:04:05+00:00",
+        "plan": asdict(fixture),
+        "cells": cells,
+        "machine": machine,
+        "text": {"source": source, "sha256": digest * 5, "bytes": 1_200_000, "kind": source.split(":")[0]},
+        "weights": {
+            "reference": {
+                "sha256": "00ff" * 16,
+                "note": "trained from a hand-set induction-head initialisation",
+            }
+        },
+    }
+    (folder / "run.json").write_text(json.dumps(manifest), encoding="utf-8")
