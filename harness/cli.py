@@ -32,15 +32,15 @@ app = typer.Typer(
 EXIT_FAILED_CELL, EXIT_USAGE, EXIT_ENVIRONMENT, EXIT_INTERRUPTED = 1, 2, 3, 130
 
 Architectures = Annotated[
-    list[str] | None, typer.Option("--arch", "-a", help="Architecture spec, e.g. tova:budget=256; repeatable.")
+    list[str] | None, typer.Option("--arch", "-a", help="Architecture, e.g. tova:budget=256; repeatable.")
 ]
 Suites = Annotated[
-    list[str] | None, typer.Option("--suite", "-s", help="Suite spec, e.g. needle:lengths=512+1024; repeatable.")
+    list[str] | None, typer.Option("--suite", "-s", help="Suite, e.g. needle:lengths=512+1024; repeatable.")
 ]
 PlanName = Annotated[str | None, typer.Argument(metavar="[PLAN]", help="A named plan (demo) or a TOML file.")]
 Text = Annotated[str | None, typer.Option(help="Text file or folder to read instead of the default.")]
 Shape = Annotated[
-    str | None, typer.Option(help="Random weights of this shape (tiny, 160m ... 13b, 3b, 7b, or a TOML file).")
+    str | None, typer.Option(help="Random weights of this shape: tiny, 160m ... 13b, 3b, 7b, or a TOML file.")
 ]
 Contexts = Annotated[str | None, typer.Option(help="Contexts of the decode suite, e.g. 1024,4096.")]
 Batch = Annotated[str | None, typer.Option(help="Batch sizes of the decode suite, e.g. 1,4.")]
@@ -51,6 +51,9 @@ Device = Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.")]
 Threads = Annotated[int | None, typer.Option(help="CPU threads (default 1).")]
 Seed = Annotated[int | None, typer.Option(help="Seed of cases and random weights.")]
 Chunk = Annotated[int | None, typer.Option(help="Feed prompts in chunks of this many tokens.")]
+Interleave = Annotated[
+    bool | None, typer.Option(help="Latency: architectures in one process, repeats interleaved (default).")
+]
 Timeout = Annotated[float | None, typer.Option(help="Seconds that one execution of a cell may take.")]
 MemoryLimit = Annotated[int | None, typer.Option(help="Bytes of memory a worker may allocate.")]
 Out = Annotated[Path | None, typer.Option(help="Run folder (default results/local/NAME).")]
@@ -75,7 +78,7 @@ def sentences() -> Iterator[None]:
         if type(error) is ValueError:
             raise
         _stop(str(error), EXIT_USAGE)
-    except PermissionError as error:
+    except (PermissionError, NotADirectoryError, FileExistsError, IsADirectoryError) as error:
         _stop(f"{error.filename} cannot be written ({error.strerror}).", EXIT_USAGE)
     except OSError as error:
         _stop(f"{error.filename or 'A file'} cannot be used ({error.strerror}).", EXIT_ENVIRONMENT)
@@ -84,13 +87,14 @@ def sentences() -> Iterator[None]:
 
 
 def _stop(sentence: str, code: int) -> None:
-    print(f"kvmark: {sentence[:1].upper()}{sentence[1:]}", file=sys.stderr)
+    # As it is, no capital: the first word may be the name of a file.
+    print(f"kvmark: {sentence}", file=sys.stderr)
     raise typer.Exit(code)
 
 
 @app.command("list")
 def list_() -> None:
-    """Show architectures, suites, plans and shapes."""
+    """Show architectures, suites and plans."""
     import models
     import suites
 
@@ -111,7 +115,7 @@ def plan(
     name: PlanName = None, arch: Architectures = None, suite: Suites = None, text: Text = None,
     shape: Shape = None, contexts: Contexts = None, batch: Batch = None, repeats: Repeats = None,
     replicates: Replicates = None, dtype: Dtype = None, device: Device = None, threads: Threads = None,
-    seed: Seed = None, prefill_chunk: Chunk = None, timeout_s: Timeout = None,
+    seed: Seed = None, prefill_chunk: Chunk = None, interleave: Interleave = None, timeout_s: Timeout = None,
     memory_limit_bytes: MemoryLimit = None,
 ) -> None:  # fmt: skip
     """Print the jobs of a plan with their predicted memory; nothing is run."""
@@ -129,7 +133,7 @@ def run(
     name: PlanName = None, arch: Architectures = None, suite: Suites = None, text: Text = None,
     shape: Shape = None, contexts: Contexts = None, batch: Batch = None, repeats: Repeats = None,
     replicates: Replicates = None, dtype: Dtype = None, device: Device = None, threads: Threads = None,
-    seed: Seed = None, prefill_chunk: Chunk = None, timeout_s: Timeout = None,
+    seed: Seed = None, prefill_chunk: Chunk = None, interleave: Interleave = None, timeout_s: Timeout = None,
     memory_limit_bytes: MemoryLimit = None, out: Out = None, commit: Commit = None,
     offer_text: Annotated[
         bool, typer.Option(help="Offer to fetch three PG-19 books where no text is at hand.")
@@ -185,11 +189,16 @@ def train(
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Run folders.")],
     out: Annotated[Path | None, typer.Option(help="Folder of the page (default reports/local/NAME).")] = None,
+    markdown: Annotated[bool, typer.Option(help="Print the verdict as Markdown, draw nothing.")] = False,
 ) -> None:
     """Draw one self-contained HTML page (and PNGs) from finished runs."""
     with sentences():
-        from .report import build
+        from .report import build, load_run
+        from .report.markdown import markdown as markdown_of
 
+        if markdown:
+            typer.echo("\n".join(markdown_of(load_run(run)) for run in runs), nl=False)
+            return
         typer.echo(f"Report: {build(runs, out or Path('reports') / 'local' / runs[0].resolve().name)}")
 
 
@@ -213,7 +222,7 @@ def _plan(options: dict) -> Plan:
 
     from models.spec import SpecError
 
-    from .plan import DEMO, PLANS, Plan, Settings, plan_from_toml
+    from .plan import PLANS, Plan, Settings, plan_from_toml
 
     name = options["name"]
     if name is None:
@@ -229,6 +238,9 @@ def _plan(options: dict) -> Plan:
     fields = {f.name for f in dataclasses.fields(Settings)} - {"batch"}
     given = {k: v for k, v in options.items() if k in fields and v is not None}
     chosen = tuple(options["suite"] or base.suites)
+    grid = options["contexts"] or options["batch"]
+    if grid and not any(suite.partition(":")[0].strip() == "decode" for suite in chosen):
+        raise SpecError("--contexts and --batch are for the decode suite, which is not in this plan.")
     return dataclasses.replace(
         base,
         architectures=tuple(options["arch"] or base.architectures),
@@ -241,7 +253,7 @@ def _plan(options: dict) -> Plan:
 def _with_grid(suite: str, contexts: str | None, batch: str | None) -> str:
     """--contexts and --batch are shorthands for options of the decode suite."""
     name, _, text = suite.partition(":")
-    if name != "decode":
+    if name.strip() != "decode":
         return suite
     parts = [p for p in text.split(",") if p]
     for key, value in (("contexts", contexts), ("batches", batch)):

@@ -177,9 +177,7 @@ def _decode_forced(
             steps.mark()
     readings.step_s = steps.step_s
     scored = torch.stack([_logprobs(row, tokens_BT[:, t]) for t, row in enumerate(logits)], 1).tolist()
-    return [
-        Answer(tuple(case.forced or ()), tuple(row)) for case, row in zip(cases, scored, strict=True)
-    ]
+    return [Answer(tuple(case.forced or ()), tuple(row)) for case, row in zip(cases, scored, strict=True)]
 
 
 def _generate(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import models
@@ -22,25 +21,29 @@ class Weights:
 
 
 def weights_of(spec: str, settings: Settings) -> Weights:
-    """Find out, without loading tensors. Raises SpecError or WeightsError with one sentence."""
+    """Find and check them. Raises SpecError or WeightsError with one sentence."""
     import dataclasses
 
+    import torch
+
     from models import checkpoint
-    from models.shapes import load_shape
+    from models.shapes import load_shape, shape_from
 
     if settings.shape is not None:
         shape = load_shape(settings.shape)
         return Weights(f"random@seed={settings.seed}", {}, dataclasses.asdict(shape))
-    module, options = models.parse(spec)
-    names = module.Model.weight_names(options)
-    cards = {}
-    for name in names:
-        try:
-            cards[name] = checkpoint.load_card(name)
-        except checkpoint.WeightsError as error:
-            raise checkpoint.WeightsError(f"{spec} needs trained weights, and {_lower_first(error)}") from None
+    state, cards = _tensors(spec)
+    shape = next(iter(cards.values())).get("shape") or {}
+    # Assigned to a model that is thrown away: weights that do not fit are found before anything runs.
+    try:
+        with torch.device("meta"):
+            model = models.build(spec, shape_from(shape))
+    except SpecError as error:
+        name = next(iter(cards))
+        raise SpecError(f"The card of weights '{name}' names no network: {_lower_first(error)}") from None
+    checkpoint.assign(model, state, "+".join(cards))
     label = "+".join(f"{name}@{card['sha256'][:12]}" for name, card in cards.items())
-    return Weights(label, cards, cards[names[0]]["shape"])
+    return Weights(label, cards, shape)
 
 
 def load_model(spec: str, settings: Settings) -> Any:
@@ -64,18 +67,10 @@ def load_model(spec: str, settings: Settings) -> Any:
         finally:
             torch.set_default_dtype(before)
         return model.eval().requires_grad_(False)
-    module, options = models.parse(spec)
-    names = module.Model.weight_names(options)
-    state: dict[str, Any] = {}
-    card: dict[str, Any] = {}
-    for name in names:
-        tensors, found = checkpoint.load(name)
-        card = card or found
-        state |= tensors
+    state, cards = _tensors(spec)
     with torch.device("meta"):
-        model = models.build(spec, shape_from(card["shape"]))
-    model = model.to(dtype)
-    checkpoint.assign(model, state, "+".join(names))
+        model = models.build(spec, shape_from(next(iter(cards.values()))["shape"])).to(dtype)
+    checkpoint.assign(model, state, "+".join(cards))
     return model.to(settings.device).eval().requires_grad_(False)
 
 
@@ -94,10 +89,22 @@ def check_device(device: str) -> None:
         raise SpecError(f"Device '{device}' is not usable: torch sees no CUDA GPU.")
 
 
-def weights_folders() -> list[Path]:
+def _tensors(spec: str) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """All tensors an architecture runs on, and their cards by name. Raises WeightsError."""
     from models import checkpoint
 
-    return checkpoint.default_folders()
+    module, options = models.parse(spec)
+    state: dict[str, Any] = {}
+    cards: dict[str, dict[str, Any]] = {}
+    for name in module.Model.weight_names(options):
+        try:
+            tensors, cards[name] = checkpoint.load(name)
+        except checkpoint.WeightsError as error:
+            raise checkpoint.WeightsError(
+                f"Architecture '{spec}' needs trained weights, and {_lower_first(error)}"
+            ) from None
+        state |= tensors
+    return state, cards
 
 
 def _lower_first(error: Exception) -> str:

@@ -44,15 +44,16 @@ def significant(value: float, digits: int = 3) -> str:
     """`value` with that many significant digits and thousands separators: 1234.5 -> "1,234"."""
     if value == 0:
         return "0"
-    decimals = digits - 1 - math.floor(math.log10(abs(value)))
+    rounded = abs(float(f"{value:.{digits - 1}e}"))  # 0.9996 has the decimals of 1, not of 0.9
+    decimals = digits - 1 - math.floor(math.log10(rounded))
     return f"{value:.{digits - 1}e}" if decimals > 7 else f"{value:,.{max(decimals, 0)}f}"
 
 
 def _scaled(steps: list[tuple[float, str]]) -> Callable[[float], str]:
-    """Print in the largest unit of `steps` (descending) that leaves at least 1, else in the smallest."""
+    """Print in the largest unit of `steps` (descending) that rounds to at least 1, else in the smallest."""
 
     def format(value: float) -> str:
-        size, unit = next((step for step in steps if abs(value) >= step[0]), steps[-1])
+        size, unit = next((step for step in steps if abs(value) >= 0.9995 * step[0]), steps[-1])
         return f"{significant(value / size)} {unit}"
 
     return format
@@ -104,10 +105,16 @@ METRICS: dict[str, Metric] = {
     # work
     "prefill_flops": Metric("flop", "low", "prefill work", format_flops),
     "decode_flops": Metric("flop", "low", "decode work per step", format_flops),
+    # a continuation that is scored or generated, not timed step by step
+    "continuation_s": Metric("s", "low", "continuation", format_seconds),
+    "continuation_cpu_s": Metric("s", "low", "continuation, CPU time", format_seconds),
+    "continuation_tokens": Metric("tokens", None, "continuation length", format_count),
+    "peak_continuation_bytes": Metric("bytes", "low", "peak, continuation", format_bytes),
     # what a policy did
     "lococo_alpha": Metric("share", None, "LoCoCo α", format_number),
     "compressions": Metric("count", None, "compressions", format_count),
     "evicted_tokens": Metric("tokens", None, "evicted tokens", format_count),
+    "seen_tokens": Metric("tokens", None, "seen tokens", format_count),
     "evicted_share": Metric("share", None, "evicted share", format_share),
     # needle
     "accuracy_strict": Metric("share", "high", "needle, strict", format_share),

@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +30,8 @@ class Settings:
     """How cells are measured. `shape` None means trained weights, the quality axis.
 
     `batch` bounds the requests of a quality cell that run together; latency suites state their own.
+    `interleave` False gives each architecture of a latency suite a process of its own: its memory is
+    then its own too, and slow drift of the machine is not shared.
     """
 
     shape: str | None = None
@@ -39,20 +42,29 @@ class Settings:
     repeats: int = 5
     replicates: int = 1
     batch: int = 16
+    interleave: bool = True
     prefill_chunk: int | None = None
     timeout_s: float = 600.0
     memory_limit_bytes: int | None = None
 
     def __post_init__(self) -> None:
+        kinds = {"str": (str,), "int": (int,), "float": (int, float), "bool": (bool,)}
+        for entry in dataclasses.fields(self):
+            value, (kind, *none) = getattr(self, entry.name), str(entry.type).split(" | ")
+            if type(value) not in kinds[kind] and not (none and value is None):
+                raise SpecError(f"{entry.name} must be of type {entry.type}, not {value!r}.")
         if self.dtype not in DTYPES:
             raise SpecError(f"Unknown dtype '{self.dtype}'; known: {', '.join(DTYPES)}.")
-        if self.device.split(":")[0] not in ("cpu", "cuda"):
+        if not re.fullmatch(r"cpu|cuda(:\d+)?", self.device):
             raise SpecError(f"Unknown device '{self.device}'; known: cpu, cuda, cuda:N.")
         for name in ("threads", "repeats", "replicates", "batch"):
             if getattr(self, name) < 1:
                 raise SpecError(f"{name} must be at least 1, not {getattr(self, name)}.")
-        if self.timeout_s <= 0 or (self.prefill_chunk or 1) < 1 or (self.memory_limit_bytes or 1) < 1:
-            raise SpecError("timeout_s, prefill_chunk and memory_limit_bytes must be positive.")
+        if not 0 < self.timeout_s < 1e9:
+            raise SpecError(f"timeout_s must be between 0 and 1e9, not {self.timeout_s}.")
+        for name in ("prefill_chunk", "memory_limit_bytes"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise SpecError(f"{name} must be at least 1, not {value}.")
 
 
 @dataclass(frozen=True)
@@ -68,6 +80,8 @@ class Plan:
     def __post_init__(self) -> None:
         if not self.architectures or not self.suites:
             raise SpecError("A plan needs at least one architecture and one suite.")
+        if self.name in ("", "..") or Path(self.name).name != self.name:
+            raise SpecError(f"A plan's name names its folder, too: '{self.name}' will not do.")
 
 
 @dataclass(frozen=True)
@@ -117,21 +131,22 @@ def plan_from_toml(path: Path) -> Plan:
     own = {"name", "architectures", "suites", "text"}
     for key in values:
         if key not in settings | own:
-            raise SpecError(f"Unknown key '{key}' in {path}; valid keys: {', '.join(sorted(settings | own))}.")
+            raise SpecError(
+                f"Unknown key '{key}' in {path}; valid keys: {', '.join(sorted(settings | own))}."
+            )
     for key in ("architectures", "suites"):
         found = values.get(key)
         if not isinstance(found, list) or not all(isinstance(item, str) for item in found):
             raise SpecError(f"{path} needs {key} = a list of strings.")
-    try:
-        return Plan(
-            name=str(values.get("name", path.stem)),
-            architectures=tuple(values["architectures"]),
-            suites=tuple(values["suites"]),
-            settings=Settings(**{k: v for k, v in values.items() if k in settings}),
-            text=values.get("text"),
-        )
-    except TypeError as error:
-        raise SpecError(f"{path} holds a value of the wrong type ({error}).") from None
+    if not isinstance(values.get("text", ""), str):
+        raise SpecError(f"{path} needs text = a string, the name of a file or folder.")
+    return Plan(
+        name=str(values.get("name", path.stem)),
+        architectures=tuple(values["architectures"]),
+        suites=tuple(values["suites"]),
+        settings=Settings(**{k: v for k, v in values.items() if k in settings}),
+        text=values.get("text"),
+    )
 
 
 def digest(*parts: Any) -> str:
@@ -152,9 +167,7 @@ def jobs(cells: list[Cell], interleaved: dict[str, bool]) -> list[Job]:
         owners = [None] if interleaved[suite] else list(dict.fromkeys(c.architecture for c in chosen))
         for replicate in sorted({cell.replicate for cell in chosen}):
             for owner in owners:
-                mine = [
-                    c for c in chosen if c.replicate == replicate and owner in (None, c.architecture)
-                ]
+                mine = [c for c in chosen if c.replicate == replicate and owner in (None, c.architecture)]
                 points: dict[str, list[Cell]] = {}
                 for cell in mine:
                     points.setdefault(json.dumps(cell.axes, sort_keys=True), []).append(cell)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import fcntl
 import json
 from collections.abc import Callable, Iterator
@@ -79,41 +80,43 @@ def prepare(plan: Plan, commit: str | None = None) -> Prepared:
     cells = []
     for suite_spec, cls in classes.items():
         suite = suites.load(suite_spec, Context(ByteTokenizer(), text, settings.seed))
-        label = text.label if text is not None and cls.needs_text else None
         for spec in specs:
             for replicate in range(settings.replicates if cls.interleaved else 1):
                 for axes in suite.cells():
                     key = digest(
                         spec, suite_spec, axes, replicate, shared, weights[spec].label,
-                        weights[spec].shape, label, machine["id"], machine["packages"],
+                        weights[spec].shape, text and text.label, machine["id"], machine["packages"],
                         machine["source_hash"],
                     )  # fmt: skip
                     cells.append(Cell(key, spec, suite_spec, axes, replicate))
-    interleaved = {spec: cls.interleaved for spec, cls in classes.items()}
+    interleaved = {spec: cls.interleaved and settings.interleave for spec, cls in classes.items()}
+    plan = dataclasses.replace(plan, architectures=tuple(specs), suites=tuple(suite_specs))
     return Prepared(plan, cells, interleaved, text, weights, machine)
 
 
-def predicted_bytes(prepared: Prepared, cell: Cell) -> tuple[int, int] | None:
-    """Predicted (weights, cache) bytes of a cell; None where the suite's cases decide it at run time."""
+def predicted_bytes(prepared: Prepared, cell: Cell) -> tuple[int, int]:
+    """Predicted (weights, cache) bytes while a cell runs: its cases are drawn, no model is run."""
     import torch
 
     from models.shapes import shape_from
 
     from .loading import torch_dtype
 
-    context = cell.axes.get("context", cell.axes.get("length"))
-    if context is None:
-        return None
     settings = prepared.plan.settings
+    suite = suites.load(cell.suite, Context(ByteTokenizer(), prepared.text, settings.seed))
+    cases = list(suite.cases(cell.axes))
+    batch = len(cases) if suite.interleaved else min(len(cases), settings.batch)
     dtype = torch_dtype(settings.dtype)
     with torch.device("meta"):
         model = models.build(cell.architecture, shape_from(prepared.weights[cell.architecture].shape))
     elements = sum(parameter.numel() for parameter in model.parameters())
-    batch = int(cell.axes.get("batch", settings.batch))
-    return elements * dtype.itemsize, model.cache_bytes(int(context), batch, dtype).total
+    capacity = max(case.num_tokens for case in cases)
+    return elements * dtype.itemsize, model.cache_bytes(capacity, batch, dtype).total
 
 
-def run(prepared: Prepared, out: Path, on_event: Callable[[Event], None] = lambda event: None) -> dict[str, str]:
+def run(
+    prepared: Prepared, out: Path, on_event: Callable[[Event], None] = lambda event: None
+) -> dict[str, str]:
     """Run what is not yet done in `out`; returns the status of every cell.
 
     Raises UsageError (the folder holds another plan, or is in use), EnvironmentRefuses, KeyboardInterrupt.
@@ -122,8 +125,12 @@ def run(prepared: Prepared, out: Path, on_event: Callable[[Event], None] = lambd
         (out / "cells").mkdir(parents=True, exist_ok=True)
         (out / "telemetry").mkdir(exist_ok=True)
     except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
         raise UsageError(f"{out} cannot be written ({error.strerror}).") from None
     with _locked(out):
+        for part in out.glob("**/.partial-*"):  # a killed process's half-written file
+            part.unlink(missing_ok=True)
         manifest = _manifest(prepared, out)
         common = {
             "run": manifest["run"],
@@ -142,7 +149,9 @@ def run(prepared: Prepared, out: Path, on_event: Callable[[Event], None] = lambd
                 on_event({"event": "job", "job": job.id, "suite": job.groups[0][0].suite})
                 supervisor.run(job)
         except OSError as error:
-            raise EnvironmentRefuses(f"Results cannot be written to {out} ({error.strerror or error}).") from None
+            raise EnvironmentRefuses(
+                f"Results cannot be written to {out} ({error.strerror or error})."
+            ) from None
         finally:
             with contextlib.suppress(StoreError, OSError):
                 assemble(out, [cell.key for cell in prepared.cells])
@@ -181,11 +190,11 @@ def _manifest(prepared: Prepared, out: Path) -> dict[str, Any]:
     if path.exists():
         try:
             old = json.loads(path.read_text(encoding="utf-8"))
-            same, created = old["plan"] == plan, old["created"]
+            same, created, name = old["plan"] == plan, old["created"], old["run"]
         except (OSError, ValueError, KeyError, TypeError):
             raise UsageError(f"{path} is not a readable run manifest; choose another --out.") from None
         if not same:
-            raise UsageError(f"{out} holds another plan ('{old['run']}'); choose another --out.")
+            raise UsageError(f"{out} holds another plan ('{name}'); choose another --out.")
     text = prepared.text
     manifest = {
         "schema": SCHEMA_VERSION,
@@ -219,5 +228,7 @@ def _locked(out: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise UsageError(f"{out} is in use by another kvmark run; wait, or choose another --out.") from None
+            raise UsageError(
+                f"{out} is in use by another kvmark run; wait, or choose another --out."
+            ) from None
         yield

@@ -20,21 +20,21 @@ from .runner import Prepared
 console = Console(width=None if Console().is_terminal else 160)
 
 
-def plan_table(prepared: Prepared, predict: Callable[[Cell], tuple[int, int] | None]) -> None:
+def plan_table(prepared: Prepared, predict: Callable[[Cell], tuple[int, int]]) -> None:
     """Jobs in the order in which they would run, with the largest cell's predicted bytes."""
     jobs = prepared.jobs(set())
-    table = Table("job", "suite", "architectures", "cells", "weights (predicted)", "largest cache (predicted)")
+    table = Table("job", "suite", "architectures", "cells", "weights, predicted", "largest cache, predicted")
     for job in jobs:
         cells = [cell for group in job.groups for cell in group]
-        sizes = [size for cell in cells if (size := predict(cell)) is not None]
+        sizes = [predict(cell) for cell in job.groups[-1]]  # groups ascend in size
         specs = list(dict.fromkeys(cell.architecture for cell in cells))
         table.add_row(
             job.id,
             cells[0].suite,
             "\n".join(specs),
             str(len(cells)),
-            format_bytes(max(w for w, _ in sizes)) if sizes else "–",
-            format_bytes(max(c for _, c in sizes)) if sizes else "–",
+            format_bytes(max(weights for weights, _ in sizes)),
+            format_bytes(max(cache for _, cache in sizes)),
         )
     console.print(table)
     text = prepared.text.label if prepared.text else "none needed"
@@ -74,9 +74,10 @@ class Progress:
             axes = " ".join(f"{k}={v}" for k, v in cell.axes.items())
             self.bar.update(self.task, description=f"{cell.architecture} · {cell.suite.split(':')[0]} {axes}")
         elif kind == "job" and not console.is_terminal:
-            console.print(
-                f"{time.monotonic() - self.start:6.1f} s  {self.done}/{len(self.cells)} cells; {event['suite']}"
-            )
+            elapsed_s = time.monotonic() - self.start
+            console.print(f"{elapsed_s:6.1f} s  {self.done}/{len(self.cells)} cells; {event['suite']}")
+        elif kind == "sampler":
+            console.print(f"no time series of a job: {event['note']}", markup=False)
         elif kind == "settled":
             self.done += 1
             self.bar.update(self.task, completed=self.done)

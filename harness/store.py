@@ -4,7 +4,7 @@
     ├── run.json          plan, machine card, git commit: written before the first job
     ├── cells/KEY.parquet rows of one finished (or failed) cell; KEY names its inputs and our sources
     ├── telemetry/JOB.parquet   memory, power and clocks over time, with phase marks
-    └── rows.parquet      all cells in plan order (a committed run keeps only this, run.json, telemetry.parquet)
+    └── rows.parquet      all cells in plan order (a committed run keeps this, run.json, telemetry.parquet)
 
 Long rows, not wide: a new metric needs no schema change. `repeat` counts within one process,
 `replicate` counts processes: they are not the same kind of sample and are never pooled.

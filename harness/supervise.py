@@ -22,10 +22,13 @@ from .environment import ROOT
 from .plan import Cell, Job, Settings
 from .rows import base_row, failure_row
 from .sampler import Sampler, write_telemetry
-from .store import write_rows
+from .store import StoreError, read_table, write_rows
 from .worker import CONTRACT_VERSION, EXIT_CANNOT_WRITE, EXIT_CELL_FAILED, EXIT_ENVIRONMENT
 
 Event = dict[str, Any]
+
+#: Seconds that a worker may take to import torch and read the text, whatever `timeout_s` says.
+STARTUP_S = 300.0
 
 
 class EnvironmentRefuses(Exception):
@@ -45,15 +48,15 @@ class Supervisor:
     def run(self, job: Job) -> None:
         """Measure all cells of a job. Raises EnvironmentRefuses, KeyboardInterrupt."""
         groups = [list(group) for group in job.groups]
-        samples: list[Path] = []
         marks: list[Event] = []
         attempt = 0
+        telemetry = self.out / "telemetry" / f"{job.id}.parquet"
+        earlier = self._earlier(telemetry, job)
         try:
             while groups:
                 before = sum(map(len, groups))
-                sample = self.out / "telemetry" / f".{job.id}-{attempt}.parquet"
+                sample = telemetry.with_name(f".{job.id}-{attempt}.parquet")
                 flying = self._one_worker(job, groups, sample, marks)
-                samples += [sample] if sample.exists() else []
                 attempt += 1
                 groups = [
                     left for group in groups if (left := [c for c in group if c.key not in self.statuses])
@@ -61,14 +64,21 @@ class Supervisor:
                 if flying is None and sum(map(len, groups)) == before:
                     raise EnvironmentRefuses("A worker ended without measuring anything.")
         finally:
+            samples = sorted(telemetry.parent.glob(f".{job.id}-*.parquet"))
             if samples or marks:
-                write_telemetry(self.out / "telemetry" / f"{job.id}.parquet", job.id, samples, marks)
+                write_telemetry(telemetry, job.id, [*earlier, *samples], marks)
             for sample in samples:
                 sample.unlink(missing_ok=True)
 
-    def _one_worker(
-        self, job: Job, groups: list[list[Cell]], sample: Path, marks: list[Event]
-    ) -> str | None:
+    def _earlier(self, telemetry: Path, job: Job) -> list[Path]:
+        """What an interrupted session left of this job, unless it speaks of cells that no longer count."""
+        try:
+            told = set(read_table(telemetry).column("cell").drop_null().to_pylist())
+        except StoreError:
+            return []
+        return [telemetry] if told <= {*self.statuses, *(c.key for g in job.groups for c in g)} else []
+
+    def _one_worker(self, job: Job, groups: list[list[Cell]], sample: Path, marks: list[Event]) -> str | None:
         """Start a worker and listen until it ends; returns the key of a cell that failed, if any."""
         path = self.out / "jobs" / f"{job.id}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -84,7 +94,8 @@ class Supervisor:
         }
         errors = (self.out / "jobs" / f"{job.id}.stderr").open("w+", encoding="utf-8", errors="replace")
         process = subprocess.Popen(
-            [sys.executable, "-m", "harness.worker", str(path)],
+            # -P: a folder called `models` (or another checkout) in the working directory is not ours.
+            [sys.executable, "-P", "-m", "harness.worker", str(path)],
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, env=environment,
             start_new_session=True,
         )  # fmt: skip
@@ -97,7 +108,11 @@ class Supervisor:
             if process.poll() is None:
                 process.kill()
             process.wait()
+            assert process.stdout is not None
+            process.stdout.close()
             sampler.stop()
+            if sampler.note is not None:
+                self.on_event({"event": "sampler", "note": sampler.note})
             errors.close()
 
     def record_failure(self, cell: Cell, status: str, message: str, phase: str | None) -> None:
@@ -116,7 +131,7 @@ class Supervisor:
 
 
 class _Listener:
-    """Reads one worker's events and knows which cell is in flight since when."""
+    """Reads one worker's events and knows which cell is in flight since when (None: none yet, or done)."""
 
     def __init__(
         self, supervisor: Supervisor, process: subprocess.Popen, marks: list[Event], cells: dict[str, Cell]
@@ -124,14 +139,13 @@ class _Listener:
         self.supervisor, self.process, self.marks, self.cells = supervisor, process, marks, cells
         self.flying: str | None = None
         self.phase: str | None = "load"
-        self.since = time.monotonic()
+        self.deadline = time.monotonic() + max(STARTUP_S, supervisor.settings.timeout_s)
 
     def listen(self, errors: Any) -> str | None:
         stream, buffer = self.process.stdout, b""
         assert stream is not None
         while True:
-            left = self.since + self.supervisor.settings.timeout_s - time.monotonic()
-            readable, _, _ = select.select([stream], [], [], max(left, 0))
+            readable, _, _ = select.select([stream], [], [], max(self.deadline - time.monotonic(), 0))
             if not readable:
                 return self._timed_out()
             data = os.read(stream.fileno(), 1 << 16)
@@ -141,7 +155,8 @@ class _Listener:
             for line in lines:
                 self._hear(json.loads(line))
         code = self.process.wait()
-        if code == 0 or code == EXIT_CELL_FAILED:
+        unsettled = [key for key in self.cells if key not in self.supervisor.statuses]
+        if not unsettled or (code == EXIT_CELL_FAILED and self.flying in self.supervisor.statuses):
             return self.flying
         errors.seek(0)
         words = errors.read().strip().splitlines()
@@ -153,23 +168,25 @@ class _Listener:
     def _hear(self, event: Event) -> None:
         if event["event"] == "start":
             # The time limit is per execution of a cell, so each repeat starts it anew.
-            self.flying, self.phase, self.since = event["cell"], "load", time.monotonic()
+            self.flying, self.phase = event["cell"], "load"
+            self.deadline = time.monotonic() + self.supervisor.settings.timeout_s
         elif event["event"] == "phase":
             self.phase = event["phase"]
             self.marks.append({k: event[k] for k in ("t_s", "cell", "phase", "architecture")})
         elif event["event"] == "done":
             self.supervisor.settle(event["cell"], "ok")
-            self.since = time.monotonic()
+            self.deadline = time.monotonic() + self.supervisor.settings.timeout_s
         elif event["event"] == "failed":
+            self.flying = event["cell"]  # a row may fail to be written after its partner was in flight
             self.supervisor.settle(event["cell"], event["status"], event["message"])
         self.supervisor.on_event(event)
 
-    def _timed_out(self) -> str:
+    def _timed_out(self) -> str | None:
         self.process.kill()
         limit = self.supervisor.settings.timeout_s
         return self._blame("timeout", f"no result within {limit:g} s")
 
-    def _died(self, code: int, words: list[str]) -> str:
+    def _died(self, code: int, words: list[str]) -> str | None:
         if code < 0:
             name = signal.Signals(-code).name
             hint = " (the system may have run out of memory)" if -code == signal.SIGKILL else ""
@@ -177,7 +194,12 @@ class _Listener:
         last = words[-1] if words else "no message"
         return self._blame("crash", f"the worker ended with exit code {code}: {last}")
 
-    def _blame(self, status: str, message: str) -> str:
-        key = self.flying or next(iter(self.cells))
-        self.supervisor.record_failure(self.cells[key], status, message, self.phase)
+    def _blame(self, status: str, message: str) -> str | None:
+        """The cell in flight takes the blame, or the next one; what is settled keeps its rows."""
+        settled = self.supervisor.statuses
+        key = self.flying
+        if key is None or key in settled:
+            key = next((key for key in self.cells if key not in settled), None)
+        if key is not None:
+            self.supervisor.record_failure(self.cells[key], status, message, self.phase)
         return key

@@ -112,7 +112,7 @@ def train(
         "shape": dataclasses.asdict(SHAPES["family"]),
         "recipe": dataclasses.asdict(recipe),
         "seed": seed,
-        "data": mix.card() | {"source": f"{len(hashes)} books", "sha256": _combined(hashes), "books_sha256": hashes},
+        "data": mix.card() | {"sha256": _combined(hashes), "books_sha256": hashes},
         "steps": recipe.steps,
         "tokens": recipe.steps * recipe.tokens_per_step,
         "losses": summarise(log),
@@ -127,10 +127,7 @@ def train(
     write_table(
         out / f"{name}.curve.parquet",
         pa.Table.from_pylist(
-            [
-                {k: v for k, v in dataclasses.asdict(entry).items() if not isinstance(v, dict)}
-                for entry in log
-            ]
+            [{k: v for k, v in dataclasses.asdict(entry).items() if not isinstance(v, dict)} for entry in log]
         ),
     )
     (out / f"{name}.training.pt").unlink(missing_ok=True)

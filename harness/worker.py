@@ -22,7 +22,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from .machine_limits import die_with_parent, limit_memory
+from .machine_limits import die_with_parent, lift_memory_limit, limit_memory
 from .plan import Cell, Settings
 from .rows import base_row, failure_row
 from .store import Row, first_line, write_rows
@@ -40,9 +40,12 @@ class Worker:
         self.models: dict[str, Any] = {}
         self.load_s: dict[str, float] = {}
         self.phase = "load"
+        # Whatever a model or a library prints must not get between the events: it goes to stderr.
+        self.events = os.fdopen(os.dup(1), "w", encoding="utf-8")
+        os.dup2(2, 1)
 
     def say(self, event: str, **fields: Any) -> None:
-        print(json.dumps({"event": event, "t_s": time.monotonic(), **fields}), flush=True)
+        print(json.dumps({"event": event, "t_s": time.monotonic(), **fields}), file=self.events, flush=True)
 
     def run(self) -> int:
         """All groups in order; see the module for the exit codes."""
@@ -63,6 +66,13 @@ class Worker:
                 raise ValueError(f"the text changed from {self.job['text_label']} to {text.label}.")
         self.context = Context(ByteTokenizer(), text, self.settings.seed)
         if self.settings.memory_limit_bytes is not None:
+            # Libraries count as memory: first all that a measurement imports, then the limit.
+            import numpy  # noqa: F401
+
+            from models import checkpoint  # noqa: F401
+
+            from . import execute  # noqa: F401
+
             limit_memory(self.settings.memory_limit_bytes)
         for group in self.job["groups"]:
             if not self.run_group([Cell(**cell) for cell in group]):
@@ -89,11 +99,13 @@ class Worker:
                 raise
             return self.fail(current, "crash", error)
         except BaseException as error:
-            if isinstance(error, KeyboardInterrupt | SystemExit):
+            if isinstance(error, KeyboardInterrupt):
                 raise
             return self.fail(current, "oom" if is_out_of_memory(error) else "crash", error)
 
     def fail(self, cell: Cell, status: str, error: BaseException) -> bool:
+        if self.settings.memory_limit_bytes is not None:
+            lift_memory_limit()  # the row needs memory, too, and the failed work still holds its own
         message = f"{type(error).__name__}: {first_line(error)}"
         row = failure_row(self.base(cell), status, message, self.phase)
         write_rows(self.out / "cells" / f"{cell.key}.parquet", [row])
@@ -182,7 +194,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, OSError) and error.errno == errno.ENOMEM:
         return True
     words = ("can't allocate memory", "cannot allocate memory", "out of memory", "not enough memory")
-    return isinstance(error, RuntimeError) and any(word in str(error).lower() for word in words)
+    words += ("failed to map segment",)  # of a library
+    return isinstance(error, RuntimeError | ImportError) and any(word in str(error).lower() for word in words)
 
 
 def main(path: str) -> int:

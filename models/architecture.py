@@ -107,7 +107,8 @@ class Architecture(nn.Module):
     ) -> Cache:
         """Preallocate a cache for `batch` rows that will each see at most `capacity` tokens.
 
-        `seeds` (one per row) drive policies that draw at random. Raises ValueError for sizes < 1.
+        `seeds` (one per row) drive policies that draw at random. A `dtype` other than that of the
+        weights serves only to ask for sizes on the meta device. Raises ValueError, also for sizes < 1.
         """
         raise NotImplementedError
 

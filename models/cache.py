@@ -168,7 +168,12 @@ class Cache:
         return self._derive(lambda tensor: tensor.clone(), list(range(self.batch)))
 
     def select(self, rows: list[int]) -> Cache:
-        """A new cache of the given rows, in that order; a row may be taken several times."""
+        """A new cache of the given rows, in that order; a row may be taken several times.
+
+        Raises ValueError for no row at all or a row that is not there.
+        """
+        if not rows or not all(0 <= row < self.batch for row in rows):
+            raise ValueError(f"a cache of {self.batch} rows cannot give rows {rows}.")
         return self._derive(
             lambda tensor: tensor.index_select(0, torch.tensor(rows, device=tensor.device)), rows
         )

@@ -43,9 +43,7 @@ def fit_compressors(
     parameters = list(model.compressors.parameters())
     for parameter in parameters:
         parameter.requires_grad_(True)
-    optimiser = torch.optim.AdamW(
-        parameters, lr=recipe.adamw_lr, betas=recipe.betas, weight_decay=0.0
-    )
+    optimiser = torch.optim.AdamW(parameters, lr=recipe.adamw_lr, betas=recipe.betas, weight_decay=0.0)
     meters, log = Meters(), []
     wall_start, cpu_start = time.monotonic(), time.process_time()
     logged_at, last_tokens, last_cpu_s = wall_start, 0, 0.0

@@ -132,9 +132,7 @@ class Decoder(Architecture):
         states: dict[str, LayerState] = {}
         for i, block in enumerate(self.blocks):
             mixer = block.mixer
-            states[f"{i}.attention"] = self.layer_cache(
-                mixer.heads, i, batch, capacity, seeds, dtype, device
-            )
+            states[f"{i}.attention"] = self.layer_cache(mixer.heads, i, batch, capacity, seeds, dtype, device)
             if mixer.conv is not None:
                 states[f"{i}.convolution"] = ConvState(
                     batch, mixer.conv.taps, sum(mixer.sizes), dtype, device
@@ -160,13 +158,19 @@ class Decoder(Architecture):
     def new_cache(self, batch, capacity, dtype=None, device=None, seeds=None) -> Cache:
         if batch < 1 or capacity < 1:
             raise ValueError(f"a cache needs batch and capacity of at least 1, not {batch} and {capacity}.")
+        if seeds is not None and len(seeds) != batch:
+            raise ValueError(f"a cache of {batch} rows needs {batch} seeds, not {len(seeds)}.")
         weight = self.embed.weight
         dtype, device = dtype or weight.dtype, device or weight.device
+        if dtype != weight.dtype and str(device) != "meta":
+            raise ValueError(f"a cache has the dtype of the weights, {weight.dtype}, not {dtype}.")
         states = self.new_states(batch, capacity, seeds or [0] * batch, dtype, device)
         return Cache(states, batch, capacity)
 
     def extend(self, tokens_BT, valid_BT, cache, logits: LogitsOf = "last") -> Tensor:
         B, T = tokens_BT.shape
+        if B != cache.batch or T < 1:
+            raise ValueError(f"a cache of {cache.batch} rows was given {B} rows of {T} tokens.")
         tokens_BT, valid, order_BT = _right_padded(tokens_BT, valid_BT)
         lengths = [T] * B if valid is None else valid.lengths
         longest = max(n + length for n, length in zip(cache.seen, lengths, strict=True))
@@ -184,9 +188,7 @@ class Decoder(Architecture):
         back = order_BT.argsort(1)
         return all_BTV.gather(1, back[:, :, None].expand_as(all_BTV))
 
-    def _positions(
-        self, cache: Cache, T: int, device: torch.device, valid: Ragged | None
-    ) -> Tensor:
+    def _positions(self, cache: Cache, T: int, device: torch.device, valid: Ragged | None) -> Tensor:
         """True token index of every token; -1 at padding."""
         steps = torch.arange(T, device=device)
         if valid is None and len(set(cache.seen)) == 1:
@@ -270,9 +272,7 @@ def _attended_sum(state: LayerState, num_tokens: int) -> int:
     return growing * (growing + 1) // 2 + (num_tokens - growing) * growing
 
 
-def _right_padded(
-    tokens_BT: Tensor, valid_BT: Tensor | None
-) -> tuple[Tensor, Ragged | None, Tensor | None]:
+def _right_padded(tokens_BT: Tensor, valid_BT: Tensor | None) -> tuple[Tensor, Ragged | None, Tensor | None]:
     """Valid tokens first, padding after; also the order to undo it (None: already in order)."""
     if valid_BT is None:
         return tokens_BT, None, None

@@ -67,9 +67,7 @@ class StepwiseEvictor(LayerCache):
         for t in range(calm, T):
             here = None if valid is None else valid.columns(t, t + 1)
             column = slice(t, t + 1)
-            outs.append(
-                self._step(q_BTHD[:, column], k_BTGD[:, t], v_BTGD[:, t], positions_BT[:, t], here)
-            )
+            outs.append(self._step(q_BTHD[:, column], k_BTGD[:, t], v_BTGD[:, t], positions_BT[:, t], here))
             self.count(row_lengths(here, B, 1))
         return torch.cat(outs, 1) if len(outs) > 1 else outs[0]
 

@@ -49,9 +49,9 @@ class Rope(nn.Module):
     def ensure(self, num_positions: int, dtype: torch.dtype, device: torch.device | str) -> None:
         """Make the table cover positions 0..num_positions-1 in this dtype on this device."""
         table = self._cos
-        if table is not None and len(table) >= num_positions:
-            if table.dtype == dtype and table.device == torch.device(device):
-                return
+        fits = table is not None and table.dtype == dtype and table.device == torch.device(device)
+        if fits and len(table) >= num_positions:
+            return
         angles = torch.arange(num_positions, dtype=torch.float64)[:, None] * self._frequency
         self._cos, self._sin = angles.cos().to(device, dtype), angles.sin().to(device, dtype)
 

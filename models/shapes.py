@@ -68,11 +68,21 @@ def load_shape(name: str) -> Shape:
 
 def shape_from(values: dict) -> Shape:
     """A Shape from plain values (a TOML file, a weights card). Raises SpecError naming what is wrong."""
-    names = [field.name for field in dataclasses.fields(Shape)]
+    fields = {field.name: field for field in dataclasses.fields(Shape)}
+    what = f"shape '{values.get('name')}'"
     for key in values:
-        if key not in names:
-            raise SpecError(f"Unknown key '{key}' in shape '{values['name']}'; valid keys: {', '.join(names)}.")
+        if key not in fields:
+            raise SpecError(f"Unknown key '{key}' in {what}; valid keys: {', '.join(fields)}.")
+    kinds = {"str": (str,), "int": (int,), "float": (int, float), "bool": (bool,)}
+    for name, field in fields.items():
+        if name not in values:
+            if field.default is dataclasses.MISSING:
+                raise SpecError(f"Key '{name}' is missing in {what}.")
+            continue
+        kind, *none = str(field.type).split(" | ")
+        if type(values[name]) not in kinds[kind] and not (none and values[name] is None):
+            raise SpecError(f"Key '{name}' in {what} must be of type {field.type}, not {values[name]!r}.")
     try:
         return Shape(**values)
-    except (TypeError, ValueError) as error:
-        raise SpecError(f"Shape '{values['name']}' is wrong: {error}") from None
+    except ValueError as error:
+        raise SpecError(str(error)) from None

@@ -74,7 +74,8 @@ def _convert(text: str, kind: Any, what: str) -> Any:
         return tuple(_convert(item, arguments[0], what) for item in text.split("+"))
     if origin is typing.Literal:
         if text not in arguments:
-            raise SpecError(f"{what.capitalize()} must be one of {', '.join(map(str, arguments))}, not '{text}'.")
+            valid = ", ".join(map(str, arguments))
+            raise SpecError(f"{what.capitalize()} must be one of {valid}, not '{text}'.")
         return text
     if kind is bool:
         if text.lower() not in ("true", "false"):

@@ -17,7 +17,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from harness.metrics import METRICS
-from harness.store import Row, axes_json, write_rows, write_table
+from harness.store import SCHEMA, Row, axes_json, write_rows, write_table
 
 ARCHITECTURES = (
     "transformer",
@@ -28,6 +28,8 @@ ARCHITECTURES = (
     "window:budget=128",
     "random:budget=128",
 )
+#: Changes that make the smallest run with one budget and its control.
+SMALL = {"architectures": ("transformer", "window:budget=128"), "contexts": (256, 512), "steps": 8}
 CONTEXTS = (256, 512, 1024)
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 PG19_TEXT = "pg19:test@0123456789ab"
@@ -46,6 +48,7 @@ class Fixture:
     contexts: tuple[int, ...] = CONTEXTS
     steps: int = 24
     telemetry: bool = True
+    gpu: bool = False
     toy: bool = False
 
 
@@ -69,7 +72,7 @@ def write_run(folder: Path, *, with_failures: bool = True, name: str = "invented
                 write_rows(folder / "cells" / f"{key}.parquet", rows)
                 cells.append({"key": key, "architecture": architecture, "suite": suite, "axes": axes})
     if fixture.telemetry:
-        _telemetry(folder, cells, numbers)
+        _telemetry(folder, cells, numbers, fixture.gpu)
     _manifest(folder, name, cells, fixture)
     return folder
 
@@ -201,7 +204,7 @@ def _failure(architecture: str, suite: str, axes: dict[str, float]) -> dict[str,
     return None
 
 
-def _telemetry(folder: Path, cells: list[dict], numbers: random.Random) -> None:
+def _telemetry(folder: Path, cells: list[dict], numbers: random.Random, gpu: bool) -> None:
     jobs: dict[str, list[dict]] = {}
     for cell in cells:
         jobs.setdefault(
@@ -220,7 +223,10 @@ def _telemetry(folder: Path, cells: list[dict], numbers: random.Random) -> None:
                 records.append({"job": job, "t_s": now, **mark})
                 rss = 2.6e8 + 6e7 * (phase == "prefill") + numbers.uniform(0, 6e6)
                 for tick in range(int(seconds * 20)):
-                    sample = {"kind": "sample", "source": "rss", "rss_bytes": int(rss)}
+                    sample = {"kind": "sample", "source": "nvml" if gpu else "rss", "rss_bytes": int(rss)}
+                    if gpu:
+                        watts = {"power_w": 80.0 + 200 * (phase == "prefill")}
+                        sample |= {"gpu_process_bytes": int(4 * rss), "gpu_used_bytes": int(5 * rss), **watts}
                     records.append({"job": job, "t_s": now + tick / 20, **sample})
                 now += seconds
         write_table(folder / "telemetry" / f"{job}.parquet", pa.Table.from_pylist(records, schema=TELEMETRY))
@@ -243,7 +249,8 @@ TELEMETRY = pa.schema(
         ("cell", pa.string()),
         ("phase", pa.string()),
         ("architecture", pa.string()),
-    ]
+    ],
+    metadata=SCHEMA.metadata,
 )
 
 
@@ -251,13 +258,12 @@ def _manifest(folder: Path, name: str, cells: list[dict], fixture: Fixture) -> N
     source, _, digest = fixture.text.partition("@")
     machine = {
         "id": "invented-machine",
-        "cpu": "Invented CPU 2000",
+        "cpu_model": "Invented CPU 2000",
         "cores": 2,
         "memory_bytes": 8 << 30,
         "gpu": None,
-        "driver": None,
-        "torch": "2.13.0",
-        "python": "3.11.2",
+        "packages": {"torch": "2.13.0"},
+        "python": "CPython 3.11.2",
         "commit": "c0ffee" * 6 + "c0ff",
         "dirty": False,
     }
@@ -272,7 +278,7 @@ def _manifest(folder: Path, name: str, cells: list[dict], fixture: Fixture) -> N
         "weights": {
             "reference": {
                 "sha256": "00ff" * 16,
-                "note": "trained from a hand-set induction-head initialisation",
+                "notes": "trained from a hand-set induction-head initialisation",
             }
         },
     }

@@ -237,3 +237,91 @@ def tova_bulk(budget: int, calls: list[int], kept: dict[int, list[int]] | None =
         return torch.stack(rows)
 
     return policy
+
+
+def _blocks(calls: list[int], block: int) -> list[int]:
+    return [min(block, call - start) for call in calls for start in range(0, call, block)]
+
+
+def _top(scores: list[float], count: int) -> tuple[list[int], list[int]]:
+    """Indices of the `count` largest (the newest of equals first) and of the others, both in order."""
+    ranked = sorted(range(len(scores)), key=lambda n: (-scores[n], -n))
+    return sorted(ranked[:count]), sorted(ranked[count:])
+
+
+def _fold(options, w: dict, layer: int, slots: list, scores: list[float]) -> list:
+    """One KV head's slots, a list of (key, value), folded to `budget` of them."""
+    mixed = int(options.budget * (1 - options.heavy))
+    heavy, rest = _top(scores, options.budget - mixed)
+    weight, bias = w[f"compressors.{layer}.conv.weight"], w[f"compressors.{layer}.conv.bias"]
+    alpha = w[f"compressors.{layer}.alpha"]
+    channels = [torch.cat(slots[n]) for n in rest]
+    reach = options.kernel // 2
+    z = []  # one vector of all output channels per token of the rest
+    for t in range(len(rest)):
+        total = bias.clone()
+        for tap in range(options.kernel):
+            if 0 <= t + tap - reach < len(rest):
+                total += weight[:, :, tap] @ channels[t + tap - reach]
+        z.append(total.clamp(min=0))
+    best, _ = _top([scores[n] for n in rest], mixed)
+    memory = [slots[n] for n in heavy]
+    for m in range(mixed):
+        exps = [torch.exp(z[t][m]) for t in range(len(rest))]
+        share = [alpha * e / sum(exps) + (1 - alpha) * float(t == best[m]) for t, e in enumerate(exps)]
+        key = sum(share[t] * slots[n][0] for t, n in enumerate(rest))
+        value = sum(share[t] * slots[n][1] for t, n in enumerate(rest))
+        memory.append((key, value))
+    return memory
+
+
+def _lazily(calls: list[int], block: int, limit: int, shrink):
+    """Blocks that attend to [memory, block so far]; `shrink(layer, slots, scores)` runs before a block
+    where more than `limit` slots are filled. Scores: the last block's, summed over its queries, mean
+    over the query heads of the KV head."""
+
+    def policy(layer, q, k, v, scale):
+        heads, kv_heads = q.shape[1], k.shape[1]
+        slots: list[list] = [[] for _ in range(kv_heads)]
+        scores: list[list[float]] = [[] for _ in range(kv_heads)]
+        out, start = torch.zeros_like(q), 0
+        for size in _blocks(calls, block):
+            if len(slots[0]) > limit:
+                slots = [shrink(layer, slots[g], scores[g]) for g in range(kv_heads)]
+            before = len(slots[0])
+            for g in range(kv_heads):
+                slots[g] += [(k[t, g], v[t, g]) for t in range(start, start + size)]
+                scores[g] = [0.0] * len(slots[g])
+            group = heads // kv_heads
+            for i in range(size):
+                for h in range(heads):
+                    seen = slots[h // group][: before + i + 1]
+                    keys, values = [s[0][None] for s in seen], [s[1][None] for s in seen]
+                    row, probs = attend_row(q[start + i, h][None], keys, values, scale)
+                    out[start + i, h] = row[0]
+                    for n in range(len(seen)):
+                        scores[h // group][n] += float(probs[0, n]) / group
+            start += size
+        return out
+
+    return policy
+
+
+def lococo(model, calls: list[int]):
+    """LoCoCo as in section 4 of the notes, with our stated deviations (blocks, grouped queries)."""
+    options, w = model.options, weights_of(model)
+    block = options.block or options.budget
+
+    def shrink(layer, slots, scores):
+        return _fold(options, w, layer, slots, scores)
+
+    return _lazily(calls, block, options.budget + 16, shrink)
+
+
+def top_by_last_call(budget: int, block: int, calls: list[int]):
+    """Keep the top `budget` slots, as they are, by the attention of the last block: nothing is mixed."""
+
+    def shrink(layer, slots, scores):
+        return [slots[n] for n in _top(scores, budget)[0]]
+
+    return _lazily(calls, block, budget + 16, shrink)

@@ -30,9 +30,8 @@ VARIANTS = {
 def specs(budget: int) -> list[str]:
     found = []
     for name in models.names():
-        options, _ = models.parse(name)
-        budgeted = any(field.name == "budget" for field in dataclasses.fields(options.Options))
-        found.append(f"{name}:budget={budget}" if budgeted else name)
+        fields = dataclasses.fields(models.parse(name)[1])
+        found.append(f"{name}:budget={budget}" if any(f.name == "budget" for f in fields) else name)
         found += [f"{name}:{text.format(b=budget)}" for text in VARIANTS.get(name, [])]
     return found
 
@@ -51,12 +50,7 @@ tight = pytest.mark.parametrize("spec", SMALL)
 ample_and_tight = pytest.mark.parametrize("spec", [*AMPLE, *(s for s in SMALL if s not in AMPLE)])
 
 #: Ways to cut N tokens into calls; calls of 1 go through `decode`.
-CUTS = {
-    "whole": [N],
-    "tokens": [1] * N,
-    "uneven": [1, 7, 2, 3, 1, 11, 16],
-    "prompt": [N - 5, 1, 1, 1, 1, 1],
-}
+CUTS = {"whole": [N], "tokens": [1] * N, "uneven": [1, 7, 2, 3, 1, 11, 16], "prompt": [N - 5] + [1] * 5}
 
 
 def run(model, tokens_BT, cuts, cache, logits="all"):
@@ -81,16 +75,18 @@ def gap(a, b) -> float:
 
 @every_shape
 @ample
-@pytest.mark.parametrize("cut", CUTS)
 @pytest.mark.parametrize(("dtype", "limit"), [(torch.float64, 1e-11), (torch.float32, 1e-4)])
-def test_any_segmentation_is_forward(network, tokens, spec, shape, cut, dtype, limit):
+def test_any_segmentation_is_forward(network, tokens, spec, shape, dtype, limit):
     """With capacity and budget >= length, extend in any cut plus decode gives the logits of forward."""
     model, ids = network(spec, shape, dtype), tokens(2, N)
     expected = model.forward(ids)
-    assert gap(run(model, ids, CUTS[cut], model.new_cache(2, N)), expected) <= limit
-    ends = torch.tensor(CUTS[cut]).cumsum(0) - 1
-    got = run(model, ids, CUTS[cut], model.new_cache(2, N + 3), "last")
-    assert gap(got, expected[:, ends]) <= limit
+    for name, cut in CUTS.items():
+        if name != "prompt":
+            assert gap(run(model, ids, cut, model.new_cache(2, N)), expected) <= limit, name
+        if name != "tokens":
+            ends = torch.tensor(cut).cumsum(0) - 1
+            got = run(model, ids, cut, model.new_cache(2, N + 3), "last")
+            assert gap(got, expected[:, ends]) <= limit, name
 
 
 @every_shape
@@ -108,7 +104,7 @@ def test_ample_budget_is_the_transformer(network, tokens, spec, shape):
             transformer.load_state_dict(models.build("transformer", transformer.shape).state_dict())
         assert model.load_state_dict(transformer.state_dict(), strict=False).unexpected_keys == []
         assert gap(model.forward(ids), transformer.forward(ids)) <= limit
-        for cut in CUTS.values():
+        for cut in (CUTS["uneven"], CUTS["prompt"]):
             expected = run(transformer, ids, cut, transformer.new_cache(2, N))
             cache = model.new_cache(2, N)
             assert gap(run(model, ids, cut, cache), expected) <= limit
@@ -135,7 +131,7 @@ def test_the_future_is_unknown(network, tokens, spec, shape):
     model, ids = network(spec, shape), tokens(1, N)
     base = model.forward(ids)
     cached = run(model, ids, [N], model.new_cache(1, N))
-    for t in (0, 9, N - 1):
+    for t in (0, 19, N - 1):
         other = ids.clone()
         other[0, t] = (other[0, t] + 1) % model.shape.vocab
         for before, after in (
@@ -149,7 +145,7 @@ def test_the_future_is_unknown(network, tokens, spec, shape):
 # --- rows, padding, copies ----------------------------------------------------------------------
 
 #: Valid tokens per row (rows of the list) and call (columns); zeros are rows that stand still.
-RAGGED = [[12, 0, 9, 1, 14], [3, 15, 0, 1, 9], [0, 9, 8, 0, 15], [20, 5, 1, 1, 11]]
+RAGGED = [[0, 12, 0, 9, 1, 14], [0, 3, 15, 0, 1, 9], [0, 0, 9, 8, 0, 15], [0, 20, 5, 1, 1, 11]]
 
 
 def row_alone(model, ids_N, lengths, seed):
@@ -276,7 +272,7 @@ def test_select_is_running_those_rows(network, tokens, spec, shape):
 
 @every_shape
 @ample_and_tight
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_predicted_bytes_are_live_bytes(network, tokens, spec, shape, dtype):
     """cache_bytes is what the storages hold, by kind, before, during and after use, and after a copy."""
     model, ids = network(spec, shape, dtype), tokens(3, N)
@@ -308,6 +304,8 @@ def test_capacity_is_a_sentence(network, tokens, spec, shape):
     assert gap(run(model, ids[:, 18:20], [1, 1], cache), run(model, ids[:, 18:20], [1, 1], other)) == 0
     with pytest.raises(ValueError):
         model.decode(ids[:, 20], cache)
+    with pytest.raises(ValueError, match="2 seeds, not 1"):
+        model.new_cache(2, 5, seeds=[1])
     for batch, capacity in ((0, 5), (1, 0), (1, -3)):
         with pytest.raises(ValueError, match="at least 1"):
             model.new_cache(batch, capacity)

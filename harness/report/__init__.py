@@ -17,6 +17,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from .load import Run, load_run
+from .verdict import Summary, summary
+
+__all__ = ["Run", "Summary", "build", "load_run", "summary"]
+
 
 def build(runs: list[Path], out: Path) -> Path:
     """Draw the runs into `out/index.html` and `out/figures/*.png`; returns the page's path.

@@ -37,10 +37,10 @@ FAMILIES = {
 }
 #: Families that are not ours take these in the order of their appearance.
 OTHERS = (
-    ("#4f8fc0", "--other-1", "P"),
-    ("#7a5195", "--other-2", "*"),
-    ("#8c564b", "--other-3", "h"),
-    ("#5f7f1f", "--other-4", "<"),
+    ("#7a5195", "--other-1", "P"),
+    ("#8c564b", "--other-2", "*"),
+    ("#5f7f1f", "--other-3", "h"),
+    ("#4f6f8f", "--other-4", "<"),
 )
 DASHES = ("-", (0, (4, 2)), (0, (1, 1.5)), (0, (5, 1.5, 1, 1.5)))
 #: One hue for shares from 0 to 1, in steps of a tenth; dark mode runs the other way.

@@ -27,6 +27,7 @@ CONTEXT_AXES = ("context", "length", "tokens")
 NO_CONTEXT = -1.0
 #: The suite whose business is timing; other suites' cost rows are used only where it did not run.
 TIMING_SUITE = "decode"
+AXIS_NAMES = {"quality": "trained weights", "systems": "random weights"}
 UNKNOWN_TEXT = "unknown text"
 LANGUAGE_COUNTS = ("nll_nats", "num_bytes", "num_tokens", "num_words")
 
@@ -158,7 +159,7 @@ def language(group: Group, source: tuple[str, str]) -> pd.DataFrame:
 
 
 def not_exercised(rows: pd.DataFrame) -> set[tuple[str, float]]:
-    """(architecture, context) where a policy that can evict never had to: the numbers are the full cache's."""
+    """(architecture, context) where a policy that can evict never had to: a full cache's numbers."""
     rows = rows[~rows["family"].isin(NEVER_EVICT) & (rows["prompt_mode"] != "parallel")]
     counts = rows.dropna(subset=["requests_with_eviction"]).groupby(["architecture", "context"])
     most = counts["requests_with_eviction"].max()

@@ -30,9 +30,9 @@ DEFINITIONS: tuple[tuple[str, str], ...] = (
     (
         "prefill",
         (
-            "From the prompt's ids on the device to the logits of the next token, the policy's work included: "
-            "scoring, evicting, compressing. Median over the repeats, whiskers from the first to the third "
-            "quartile."
+            "From the prompt's ids on the device to the logits of the next token, the policy's work "
+            "included: scoring, evicting, compressing. Median over the repeats, whiskers from the first to "
+            "the third quartile."
         ),
     ),
     (
@@ -99,7 +99,7 @@ LIMITS: tuple[str, ...] = (
     ),
     "Times of two machines do not compare. Each run on this page has its own charts.",
     (
-        "A cell that ran out of memory, out of time or crashed is a result: it is listed, and its line ends in "
-        "a cross."
+        "A cell that ran out of memory, out of time or crashed is a result: it is listed, and its line "
+        "ends in a cross."
     ),
 )

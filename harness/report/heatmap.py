@@ -16,8 +16,6 @@ from .canvas import GRID, MUTED, ON_DARK, ON_LIGHT, RAMP, Chart, drawing, figure
 from .groups import Group, needle, not_exercised
 from .html import Entry, table_of
 
-BRACKETS = "Length in brackets: not exercised, nothing had to be evicted."
-
 
 def heatmap(
     slug: str, architecture: str, trials: pd.DataFrame, failed: pd.DataFrame, idle: set[float]
@@ -46,7 +44,7 @@ def heatmap(
         for depth in depths
     ]
     table = table_of(["depth", *(f"{_length(length, idle)} tokens" for length in lengths)], rows)
-    return Chart(slug, architecture, svg, png, table, note=BRACKETS if idle else "")
+    return Chart(slug, architecture, svg, png, table)
 
 
 def suite_heatmaps(prefix: str, group: Group, suite: str) -> list[Chart]:

@@ -85,9 +85,9 @@ def _row(row: list[Entry], numeric: list[bool]) -> str:
 
 
 def _lines(text: str) -> str:
-    """A header; what follows a newline is small print."""
-    first, _, rest = text.partition("\n")
-    return escape(first) + (f"<small>{escape(rest)}</small>" if rest else "")
+    """A header; the lines after its first are small print."""
+    first, *rest = text.split("\n")
+    return escape(first) + "".join(f"<small>{escape(line)}</small>" for line in rest)
 
 
 def _class(names: list[str]) -> str:

@@ -102,18 +102,15 @@ def against_bytes(slug: str, title: str, name: str, points: pd.DataFrame, group:
         axes.set_title(title)
         legend(fig, {a: looks[a] for a in points["architecture"]}, lines=False)
         svg, png = render(fig, slug, title)
+    columns = ["architecture", "live cache", entry.label]
     rows = [
-        [
-            p.architecture,
-            METRICS["cache_bytes_live"].format(p.bytes),
-            entry.format(p.value),
-            _interval(p, entry),
-        ]
+        [p.architecture, METRICS["cache_bytes_live"].format(p.bytes), entry.format(p.value)]
         for p in points.itertuples()
     ]
-    return Chart(
-        slug, title, svg, png, table_of(["architecture", "live cache", entry.label, "95 % interval"], rows)
-    )
+    if points["low"].notna().any():
+        columns.append("95 % interval")
+        rows = [[*row, _interval(p, entry)] for row, p in zip(rows, points.itertuples(), strict=True)]
+    return Chart(slug, title, svg, png, table_of(columns, rows))
 
 
 def _interval(point: object, entry: Metric) -> str:

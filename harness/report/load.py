@@ -17,7 +17,6 @@ from typing import Any
 
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from ..store import SCHEMA, SCHEMA_VERSION, StoreError, first_line, read_table
 
@@ -90,16 +89,6 @@ def _rows(path: Path, manifest: dict[str, Any]) -> pd.DataFrame:
 
 def _telemetry(path: Path) -> pd.DataFrame:
     files = sorted((path / "telemetry").glob("*.parquet")) or [path / "telemetry.parquet"]
-    frames = [_telemetry_file(file) for file in files if file.exists()]
-    empty = pd.DataFrame(columns=TELEMETRY_COLUMNS)
-    return pd.concat(frames, ignore_index=True) if frames else empty
-
-
-def _telemetry_file(path: Path) -> pd.DataFrame:
-    try:
-        frame = pq.read_table(path).to_pandas()
-    except (pa.ArrowException, OSError) as error:
-        raise StoreError(f"{path} is not a readable Parquet file ({first_line(error)}).") from None
-    if missing := [name for name in ("job", "t_s", "kind") if name not in frame]:
-        raise StoreError(f"{path} is no telemetry of this kvmark: it lacks {', '.join(missing)}.")
-    return frame.reindex(columns=TELEMETRY_COLUMNS).astype({"t_s": float})
+    frames = [read_table(file).to_pandas() for file in files if file.exists()]
+    frames = [frame for frame in frames if len(frame)] or [pd.DataFrame(columns=TELEMETRY_COLUMNS)]
+    return pd.concat(frames, ignore_index=True).reindex(columns=TELEMETRY_COLUMNS)

@@ -6,20 +6,19 @@ browser asks for /favicon.ico. Two runs are two parts; they share the guide and 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from html import escape
 from pathlib import Path
 from typing import Any
 
-from ..metrics import NOTHING, format_bytes
+from ..metrics import NOTHING, format_bytes, format_number
 from ..store import write_atomic
 from .canvas import RAMP, Chart
-from .groups import Group, groups
+from .groups import AXIS_NAMES, Group, groups
 from .guide import DEFINITIONS, LIMITS, QUESTION
 from .html import details, paragraph, table_html, table_of
 from .load import Run, load_run
-from .sections import AXIS_NAMES, Section, failures_table, sections
+from .sections import Section, failures_table, sections
 from .style import css
 from .timeline import timelines
 
@@ -32,6 +31,7 @@ ICON = (
 def write(paths: list[Path], out: Path) -> Path:
     """Read the runs, draw them, write `out/index.html` and `out/figures/*.png`; returns the page."""
     runs = [load_run(path) for path in paths]
+    (out / "figures").mkdir(parents=True, exist_ok=True)  # refused here rather than after all the drawing
     parts, charts = [], []
     for number, run in enumerate(runs):
         prefix = f"run{number + 1}-" if len(runs) > 1 else ""
@@ -71,13 +71,14 @@ def _document(runs: list[Run], body: str) -> str:
         f'<link rel="icon" href="{ICON}">\n<style>\n{css()}</style>\n</head>\n<body>\n'
     )
     names = ", ".join(f"{run.name} · {str(run.manifest.get('created', ''))[:10]}" for run in runs)
+    facts = _facts(runs[0]) if len(runs) == 1 else ""
     header = (
         f'<header><p class="mark">kvmark · {escape(names)}</p>\n<h1>{escape(title)}: what a cache costs, and '
-        f"what it forgets</h1>\n{paragraph(QUESTION, 'lead')}\n{_facts(runs[0]) if len(runs) == 1 else ''}</header>\n"
+        f"what it forgets</h1>\n{paragraph(QUESTION, 'lead')}\n{facts}</header>\n"
     )
     footer = (
-        "<footer><p>Drawn from the runs' files alone; drawn again it is the same file. The figures lie beside "
-        "this page as PNG in <code>figures/</code>.</p></footer>"
+        "<footer><p>Drawn from the runs' files alone; drawn again it is the same file. The figures lie "
+        "beside this page as PNG in <code>figures/</code>.</p></footer>"
     )
     return f"{head}{header}<main>\n{body}\n{_guide()}\n</main>\n{footer}\n</body>\n</html>\n"
 
@@ -97,22 +98,24 @@ def _facts(run: Run) -> str:
 def _text_line(text: dict[str, Any]) -> str:
     if not text:
         return "none was read"
+    remark = "" if text.get("kind") == "pg19" else ", not PG-19"
     size = f", {format_bytes(text['bytes'])}" if text.get("bytes") else ""
-    remark = "" if text.get("kind") == "pg19" else " (not PG-19)"
     return f"{text.get('source', 'unknown')}{remark}{size}, sha256 {text.get('sha256', 'unknown')}"
 
 
 def _machine_line(machine: dict[str, Any]) -> str:
     cores = f"{machine['cores']} cores" if machine.get("cores") else None
     memory = format_bytes(machine["memory_bytes"]) if machine.get("memory_bytes") else None
-    parts = [machine.get("cpu"), cores, memory, _value("gpu", machine.get("gpu") or "no GPU")]
+    gpu = machine.get("gpu") or "no GPU"
+    parts = [machine.get("cpu_model"), cores, memory, gpu.get("name") if isinstance(gpu, dict) else gpu]
     return ", ".join(str(part) for part in parts if part)
 
 
 def _code_line(machine: dict[str, Any]) -> str:
     commit = str(machine.get("commit") or "unknown")[:12]
-    torch = f", torch {machine['torch']}" if machine.get("torch") else ""
-    return f"commit {commit}{' with uncommitted changes' if machine.get('dirty') else ''}{torch}"
+    torch = (machine.get("packages") or {}).get("torch")
+    dirty = " with uncommitted changes" if machine.get("dirty") else ""
+    return f"commit {commit}{dirty}" + (f", torch {torch}" if torch else "")
 
 
 def _section_html(section: Section, suffix: str) -> str:
@@ -153,9 +156,13 @@ def _value(name: str, value: Any) -> str:
         return NOTHING
     if isinstance(value, bool):
         return "yes" if value else "no"
-    if isinstance(value, (dict, list)):
-        return json.dumps(value, sort_keys=True, ensure_ascii=False)
-    return format_bytes(value) if name.endswith("_bytes") and isinstance(value, (int, float)) else str(value)
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_value(key, value[key])}" for key in sorted(value))
+    if isinstance(value, list):
+        return ", ".join(_value(name, item) for item in value)
+    if isinstance(value, (int, float)) and name.endswith("_bytes"):
+        return format_bytes(value)
+    return format_number(value) if isinstance(value, float) else str(value)
 
 
 def _failed(found: Iterable[Group]) -> str:

@@ -35,7 +35,6 @@ from .verdict import by_context, context_name, headline
 LEAST_STEPS = 8
 #: Above this share of foreign load the page says that its absolute times are loose.
 BUSY_SHARE = 0.1
-AXIS_NAMES = {"quality": "trained weights", "systems": "random weights"}
 
 
 @dataclass
@@ -70,7 +69,8 @@ def weight_notes(group: Group) -> list[str]:
     cards = group.run.manifest.get("weights") or {}
     noted: dict[str, list[str]] = {}
     for name, card in cards.items():
-        if note := str((card or {}).get("note") or "").strip():
+        notes = (card or {}).get("notes") or (card or {}).get("note") or ""
+        if note := (notes if isinstance(notes, str) else " ".join(map(str, notes))).strip():
             noted.setdefault(note, []).append(name)
     return [f"Weights ({', '.join(names)}): {note}" for note, names in noted.items()]
 
@@ -78,7 +78,7 @@ def weight_notes(group: Group) -> list[str]:
 def _verdict(group: Group) -> Section:
     table = headline(group)
     others = by_context(group)
-    folded = [(context_name(c), t) for c, t in others if t != table]
+    folded = [(f"At {context_name(c)}", t) for c, t in others if t != table]
     return Section(
         "Verdict",
         "Small print compares with the transformer. Bold marks the best value and all that cannot be told "
@@ -99,8 +99,8 @@ def _text_alerts(group: Group) -> list[str]:
     labels = list(dict.fromkeys(label.split("@")[0] for label in labels))
     return [
         (
-            f"The pg19 suite read {', '.join(labels)} here, not PG-19: its bits per byte and perplexities compare "
-            "within this table only."
+            f"The pg19 suite read {', '.join(labels)} here, not PG-19: its bits per byte and perplexities "
+            "compare within this table only."
         )
     ] * bool(labels)
 
@@ -112,7 +112,10 @@ def _needles(group: Group, prefix: str) -> list[Section]:
     found = []
     for number, suite in enumerate(suites):
         title = "Needles by length and depth" + (f": {suite}" if len(suites) > 1 else "")
-        lead = "Strict accuracy in per cent; depth 0 % is the beginning of the text. One scale for all maps."
+        lead = (
+            "Strict accuracy in per cent; depth 0 % is the beginning of the text. A length in brackets was "
+            "not exercised: nothing had to be evicted."
+        )
         charts = suite_heatmaps(f"{prefix}-{number}", group, suite)
         found.append(Section(title, lead, charts=charts, notes=weight_notes(group), maps=True))
     return found
@@ -153,8 +156,9 @@ def _busy(group: Group) -> list[str]:
         return []
     return [
         (
-            f"Other processes used {format_share(share.median())} of the other cores while the clock ran (median; "
-            f"highest {format_share(share.max())}): compare the lines with each other, not with another page."
+            f"Other processes used {format_share(share.median())} of the other cores while the clock ran "
+            f"(median; highest {format_share(share.max())}): compare the lines with each other, not with "
+            "another page."
         )
     ]
 

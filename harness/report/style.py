@@ -40,10 +40,10 @@ DARK = {
     "--lococo": "#f7904a",
     "--window": "#d9bf3f",
     "--random": "#e39ac4",
-    "--other-1": "#8fc1ea",
-    "--other-2": "#b79ad0",
-    "--other-3": "#c79a8f",
-    "--other-4": "#a9cb5f",
+    "--other-1": "#b79ad0",
+    "--other-2": "#c79a8f",
+    "--other-3": "#a9cb5f",
+    "--other-4": "#9db8d2",
 }
 
 
@@ -103,6 +103,7 @@ th.num,td.num{text-align:right;white-space:nowrap}
 thead th{font-weight:600;vertical-align:bottom;border-bottom-color:var(--muted)}
 tbody th{font-weight:500;white-space:nowrap;position:sticky;left:0;background:var(--paper)}
 tbody tr:hover{background:var(--soft)}
+td:not(.num){overflow-wrap:anywhere;min-width:7rem}
 td small,th small{display:block;color:var(--muted);font-weight:400;font-size:.74rem;line-height:1.35}
 td.best{background:var(--best)}
 td.failed{color:var(--alert)}

@@ -28,7 +28,14 @@ SOURCES = (
     ("gpu_used_bytes", "GPU memory in use on the device (NVML)"),
     ("rss_bytes", "resident set of the process"),
 )
-PHASES = {"load": "#b7bec6", "prefill": "#56789a", "decode": "#9fc0dd", "score": "#c9b458", "idle": "none"}
+PHASES = {
+    "load": "#b7bec6",
+    "prefill": "#56789a",
+    "decode": "#9fc0dd",
+    "generate": "#9fc0dd",
+    "score": "#c9b458",
+    "idle": "none",
+}
 #: Spans shorter than this part of the chart are thinner than a line and left out of the strips.
 SHORTEST_SPAN = 1 / 1500
 
@@ -66,8 +73,8 @@ def _chart(
     samples = frame[(frame["kind"] == "sample") & frame[column].notna()]
     powered = samples["power_w"].notna().any()
     with drawing(slug):
-        fig = figure(9.6, 4.4 if powered else 3.2)
-        ratios = [6, 2, 0.8] if powered else [6, 0.8]
+        fig = figure(9.6, 4.6 if powered else 3.4)
+        ratios = [6, 2, 1.2] if powered else [6, 1.2]
         panels = fig.subplots(len(ratios), 1, sharex=True, height_ratios=ratios)
         for _, job in samples.groupby("number"):
             panels[0].plot(job["x"], job[column].astype(float), color=INK, linewidth=1.1)

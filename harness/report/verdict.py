@@ -1,7 +1,8 @@
 """The verdict: one line per architecture, the strings that both the page and the terminal show.
 
-Each column is read at one stated context: the largest that all suites share, else the largest of its
-own suite. Cost columns stand beside the transformer's as a factor, quality columns as a difference.
+Each column is read at one stated context: the one that most columns have (the largest of those), else
+the largest of its own suite. Cost columns stand beside the transformer's as a factor, quality columns
+as a difference.
 "Best" is set in bold with everything that cannot be told from it, and only if something can:
 
     bytes       exact, so any difference counts
@@ -14,6 +15,7 @@ Whoever answered fewer trials or texts than the others is shown with that number
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -21,6 +23,7 @@ import pandas as pd
 
 from ..metrics import METRICS, NOTHING, significant
 from .groups import (
+    AXIS_NAMES,
     NO_CONTEXT,
     Group,
     cost_rows,
@@ -65,29 +68,36 @@ class Column:
         return sorted({context for _, context in self.entries})
 
 
-def summary(run: Run) -> list[dict[str, str]]:
-    """The verdict of a run for a terminal: one dict per architecture, the same columns in each.
+@dataclass(frozen=True)
+class Summary:
+    """A verdict as plain strings, for a terminal."""
 
-    A run on both axes gives its quality side; `verdicts` has both, apart.
-    """
-    for group in groups(run)[:1]:
-        table = headline(group)
-        columns = [column.replace("\n", ", ") for column in table.columns]
-        return [dict(zip(columns, [entry.plain for entry in row], strict=True)) for row in table.rows]
-    return []
+    title: str
+    columns: list[str]
+    rows: list[list[str]]
 
 
-def verdicts(run: Run) -> list[tuple[str, Table]]:
-    """(axis, headline table) for every axis of a run: two tables, never one."""
-    return [(group.axis, headline(group)) for group in groups(run)]
+def summary(run: Run) -> list[Summary]:
+    """The verdicts of a run, one per axis (trained and random weights never share a table)."""
+    return [
+        Summary(
+            f"{run.name}, {AXIS_NAMES.get(group.axis, group.axis)}. {table.caption}",
+            list(table.columns),
+            [[entry.plain for entry in row] for row in table.rows],
+        )
+        for group in groups(run)
+        for table in [headline(group)]
+        if len(table.columns) > 2
+    ]
 
 
 def headline(group: Group) -> Table:
     """One line per architecture, each column at the context that its header states."""
     columns = _columns(group)
     stated = [set(column.contexts) - {NO_CONTEXT} for column in columns]
-    shared = set.intersection(*filter(None, stated)) if any(stated) else set()
-    at = [max(shared or own) if own else NO_CONTEXT for own in stated]
+    number_of = Counter(context for own in stated for context in own)
+    most = max(number_of, key=lambda context: (number_of[context], context), default=NO_CONTEXT)
+    at = [most if most in own else max(own, default=NO_CONTEXT) for own in stated]
     return _table(group, columns, at)
 
 
@@ -114,12 +124,8 @@ def _table(group: Group, columns: list[Column], at: list[float]) -> Table:
         rows.append([Entry(architecture), *row, Entry(", ".join(names) or NOTHING)])
     # One context for all columns is said once, above them.
     shared = len(set(at)) == 1
-    headers = [
-        column.header
-        if shared
-        else column.header + (", " if "\n" in column.header else "\n") + f"at {context_name(c)}"
-        for column, c in zip(columns, at, strict=True)
-    ]
+    contexts = ["" if shared else f"\nat {context_name(c)}" for c in at]
+    headers = [column.header + context for column, context in zip(columns, contexts, strict=True)]
     caption = f"At {context_name(at[0])}." if shared else "Each column at the context below its name."
     return Table(["architecture", *headers, "implementation"], rows, caption)
 

@@ -14,6 +14,8 @@ Deviations, stated: a call longer than `block` is cut into blocks (the official 
 attend in full and fold the whole prompt at once); under grouped-query attention scores are averaged
 over the query group (official code is multi-head only); among equal scores the newest is preferred.
 The convolution starts at N(0, 1/fan_in), not N(0, 1), so that its softmax is not one-hot at once.
+
+For gradients, feed one block per call and `detach_` after its backward pass: memory is overwritten in place.
 """
 
 from __future__ import annotations
@@ -141,7 +143,7 @@ class LococoCache(LayerCache):
         self.rows["held"] = [h + n for h, n in zip(self.rows["held"], lengths, strict=True)]
         self.count(lengths)
 
-        used = max(self.rows["held"])
+        used = max(1, *self.rows["held"])
         mask = torch.arange(used, device=held.device) <= slot_BT[:, :, None]
         mask &= torch.arange(used, device=held.device) < torch.tensor(
             self.rows["held"], device=held.device
@@ -190,9 +192,7 @@ class Model(Decoder):
 
     def __init__(self, shape, options) -> None:
         super().__init__(shape, options)
-        self.compressors = nn.ModuleList(
-            Compressor(shape.head_dim, options) for _ in range(shape.num_layers)
-        )
+        self.compressors = nn.ModuleList(Compressor(shape.head_dim, options) for _ in range(shape.num_layers))
 
     @classmethod
     def weight_names(cls, options):
@@ -205,13 +205,17 @@ class Model(Decoder):
         return sum(p.numel() * p.element_size() for p in self.compressors.parameters())
 
     def prefill_flops(self, num_tokens, batch=1) -> int:
-        block, held, folds = self.options.block or self.options.budget, 0, 0
+        """Blocks attend to [memory, block], which is more than one decoded token ever sees."""
+        block, held, folds, pairs = self.options.block or self.options.budget, 0, 0, 0
         for start in range(0, num_tokens, block):
             if held > self.options.budget + SLACK:
                 folds += self._fold_flops(held)
                 held = self.options.budget
-            held += min(block, num_tokens - start)
-        return super().prefill_flops(num_tokens, batch) + batch * folds
+            new = min(block, num_tokens - start)
+            pairs += new * held + new * (new + 1) // 2
+            held += new
+        attended = 4 * self.shape.dim * self.shape.num_layers * pairs - self._attention_flops(0, num_tokens)
+        return super().prefill_flops(num_tokens, batch) + batch * (attended + folds)
 
     def decode_flops(self, num_tokens, batch=1) -> int:
         """Mean over a cycle of 17 steps, of which one compresses."""

@@ -95,3 +95,11 @@ class Model(Decoder):
     def layer_cache(self, heads, layer, batch, capacity, seeds, dtype, device):
         kind = BulkTovaCache if self.options.prompt == "bulk" else TovaCache
         return kind(heads, batch, capacity, self.options.budget, dtype, device)
+
+    def prefill_flops(self, num_tokens, batch=1) -> int:
+        """A bulk prompt attends in full, and its last row a second time for the scores."""
+        if self.options.prompt == "stepwise":
+            return super().prefill_flops(num_tokens, batch)
+        pairs = num_tokens * (num_tokens + 1) // 2 + num_tokens
+        extra = 4 * self.shape.dim * self.shape.num_layers * pairs - self._attention_flops(0, num_tokens)
+        return super().prefill_flops(num_tokens, batch) + batch * extra

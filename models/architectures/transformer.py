@@ -58,7 +58,7 @@ class FullCache(LayerCache):
         if self.uniform(valid):
             if T == 1:
                 return attention(q_BTHD, k, v, scale)
-            if T == held:
+            if held == T:
                 return attention(q_BTHD, k, v, scale, causal=True)
         slots = torch.arange(held, device=q_BTHD.device)
         outs = []

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..attention import QUERY_BLOCK, Heads, attention, never_empty
-from ..cache import LayerCache, Ragged, TensorSpec, row_lengths
+from ..cache import LayerCache, TensorSpec, row_lengths
 from ..decoder import Decoder
 
 

@@ -80,9 +80,7 @@ class Model(Decoder):
         self.kv_norm = RMSNorm(shape.dim, shape.norm_eps)
         self.kv = nn.Linear(shape.dim, 2 * width, bias=False)
         self.kv_conv = ShortConv(2 * width, shape.conv) if shape.conv else None
-        self.k_scale = (
-            nn.Parameter(torch.full((shape.num_kv_heads,), QK_SCALE)) if shape.qk_norm else None
-        )
+        self.k_scale = nn.Parameter(torch.full((shape.num_kv_heads,), QK_SCALE)) if shape.qk_norm else None
 
     @classmethod
     def weight_names(cls, options):
@@ -220,8 +218,9 @@ class Model(Decoder):
     # --- cost -----------------------------------------------------------------------------------
 
     def prefill_flops(self, num_tokens, batch=1) -> int:
+        retained = num_tokens * self._retention_flops()
         if not self.options.early_exit:
-            return super().prefill_flops(num_tokens, batch)
+            return super().prefill_flops(num_tokens, batch) + batch * retained
         upper = sum(p.numel() for b in self.blocks[self.half :] for p in b.parameters() if p.ndim == 2)
         head = self.head.weight.numel()
         lower = self._matrix_elements() - upper - head
@@ -229,7 +228,7 @@ class Model(Decoder):
         back = max(self.shape.conv - 1, 0)
         tails = [min(num_tokens, 1 + back * n) for n in range(n_upper)]
         per_slot = 4 * self.shape.dim
-        local = num_tokens * self._retention_flops() + per_slot * sum(
+        local = retained + per_slot * sum(
             self._local_pairs(num_tokens) for _ in range(0 if self.retention else self.half)
         )
         cross = per_slot * num_tokens * sum(tails)

@@ -27,9 +27,7 @@ def parallel(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor) -> Tensor:
     return torch.einsum("bhts,bshd->bthd", weights, v)
 
 
-def recurrent(
-    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor
-) -> tuple[Tensor, Tensor]:
+def recurrent(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
     """Token by token: outputs (B,T,H,D) and the state after the last token."""
     wide = torch.promote_types(q.dtype, torch.float32)
     q, k, v, gamma = q.to(wide), k.to(wide), v.to(wide), log_decay.to(wide).exp()

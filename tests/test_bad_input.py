@@ -1,0 +1,289 @@
+"""Bad input ends in one sentence and the documented exit code; nothing is made, changed or lost by it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from harness_help import Done, one_sentence, tree
+from recorded_run import SMALL, write_run
+from typer.testing import CliRunner
+
+import models
+from harness import cli
+from harness.store import read_table, write_table
+from models.checkpoint import CARD_FIELDS, save
+from models.shapes import load_shape
+
+USAGE, ENVIRONMENT = 2, 3
+DECODE = ("--suite", "decode:contexts=32")
+TRANSFORMER = ("--arch", "transformer")
+TINY = ("--shape", "tiny")
+
+
+@pytest.fixture(autouse=True)
+def desk(tmp_path, monkeypatch) -> Path:
+    """An empty working directory with one finished run in it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("KVMARK_DATA", raising=False)
+    write_run(tmp_path / "good", **{**SMALL, "telemetry": False})
+    return tmp_path
+
+
+def ask(*arguments: str) -> Done:
+    done = CliRunner().invoke(cli.app, list(arguments))
+    error = done.exception
+    broke = None if error is None or isinstance(error, SystemExit) else repr(error)
+    return Done(done.exit_code, done.stdout, done.stderr, broke)
+
+
+def refused(desk: Path, *arguments: str, code: int = USAGE) -> str:
+    """The sentence of a refusal that left every file as it was."""
+    before = tree(desk)
+    sentence = one_sentence(ask(*arguments), code)
+    assert tree(desk) == before
+    return sentence
+
+
+@pytest.mark.parametrize("command", ["run", "plan"])
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--arch", "mamba", *DECODE], ["mamba", *models.names()]),
+        (["--arch", "", *DECODE], ["Unknown architecture"]),
+        (["--arch", "../transformer", *DECODE], ["Unknown architecture"]),
+        (["--arch", "tova:bugdet=8", *DECODE], ["bugdet", "budget", "prompt"]),
+        (["--arch", "tova:budget=-8", *DECODE], ["budget", "-8"]),
+        (["--arch", "tova:budget=0", *DECODE], ["budget"]),
+        (["--arch", "tova:budget=lots", *DECODE], ["budget", "int", "lots"]),
+        (["--arch", "tova:budget", *DECODE], ["budget", "no value"]),
+        (["--arch", "tova:budget=8,budget=9", *DECODE], ["budget", "twice"]),
+        (["--arch", "yoco:mixer=mamba", *DECODE], ["mixer", "swa", "retention"]),
+        (["--arch", "window:budget=4,sinks=4", *DECODE], ["sinks"]),
+        ([*TRANSFORMER, "--suite", "mmlu"], ["mmlu", "decode", "needle", "pg19"]),
+        ([*TRANSFORMER, "--suite", "decode:context=3"], ["context", "contexts", "batches"]),
+        ([*TRANSFORMER, "--suite", "decode:contexts=0"], ["contexts"]),
+        ([*TRANSFORMER, *DECODE, "--contexts", "32,x"], ["contexts", "x"]),
+        ([*TRANSFORMER, *DECODE, "--batch", "-1"], ["batches"]),
+        ([*TRANSFORMER, "--suite", "needle", "--contexts", "32"], ["--contexts", "decode"]),
+        ([*TRANSFORMER, *DECODE, "--repeats", "0"], ["repeats"]),
+        ([*TRANSFORMER, *DECODE, "--threads", "0"], ["threads"]),
+        ([*TRANSFORMER, *DECODE, "--timeout-s", "-1"], ["timeout_s"]),
+        ([*TRANSFORMER, *DECODE, "--timeout-s", "nan"], ["timeout_s"]),
+        ([*TRANSFORMER, *DECODE, "--memory-limit-bytes", "-5"], ["memory_limit_bytes"]),
+        ([*TRANSFORMER, *DECODE, "--prefill-chunk", "0"], ["prefill_chunk"]),
+        ([*TRANSFORMER, *DECODE, "--dtype", "fp8"], ["fp8", "fp32", "bf16"]),
+        ([*TRANSFORMER, *DECODE, "--device", "tpu"], ["tpu", "cpu", "cuda"]),
+        (["demoo"], ["demoo", "demo"]),
+        ([], ["demo", "--arch"]),
+        ([*TRANSFORMER], ["--suite"]),
+        (["none.toml"], ["none.toml"]),
+        (["good"], ["good"]),
+    ],
+)
+def test_a_wrong_word_is_named_beside_the_right_ones(desk, command, arguments, words):
+    # Without --shape only where it is the point: else missing weights would speak first.
+    shape = [] if "needle" in arguments or not arguments else TINY
+    sentence = refused(desk, command, *arguments, *shape)
+    assert all(word in sentence for word in words), sentence
+
+
+def test_an_unknown_shape_names_the_known_ones(desk):
+    sentence = refused(desk, "run", *TRANSFORMER, *DECODE, "--shape", "8b")
+    assert "8b" in sentence and "tiny" in sentence and "13b" in sentence
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("name = [", ["valid TOML"]),
+        ('suites = ["decode"]', ["architectures"]),
+        ('architectures = "tova"\nsuites = ["decode"]', ["architectures", "list"]),
+        ('architectures = ["tova"]\nsuites = ["decode"]\nbudgets = 3', ["budgets", "repeats", "suites"]),
+        ('architectures = ["tova"]\nsuites = ["decode"]\nrepeats = "3"', ["repeats", "int"]),
+        ('architectures = ["tova"]\nsuites = ["decode"]\nshape = 3', ["shape", "str"]),
+        ('architectures = ["tova"]\nsuites = ["decode"]\ntext = 3', ["text"]),
+        ('architectures = ["tova"]\nsuites = ["decode"]\nname = "../up"', ["../up"]),
+        ("architectures = []\nsuites = []", ["at least one"]),
+        (b"name = '\xff'", ["valid TOML"]),
+    ],
+)
+def test_a_wrong_plan_file_is_refused(desk, content, words):
+    raw = content if isinstance(content, bytes) else content.encode()
+    (desk / "mine.toml").write_bytes(raw)
+    sentence = refused(desk, "run", "mine.toml", *TINY)
+    assert "mine.toml" in sentence or "name" in sentence or "plan" in sentence or "must be" in sentence
+    assert all(word in sentence for word in words), sentence
+
+
+@pytest.mark.parametrize(
+    "content", ["dim = [", "dim = 3\nheads = 2", "vocab = 9", 'vocab = "many"', "vocab = -1"]
+)
+def test_a_wrong_shape_file_is_refused(desk, content):
+    (desk / "mine.toml").write_text(content)
+    assert "mine" in refused(desk, "run", *TRANSFORMER, *DECODE, "--shape", "mine.toml")
+
+
+def test_random_weights_are_not_marked(desk):
+    sentence = refused(desk, "run", *TRANSFORMER, "--suite", "needle", *TINY)
+    assert "random weights" in sentence and "needle" in sentence
+
+
+# --- weights ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def own_weights(desk) -> Path:
+    """Untrained weights of the family's shape with a proper card, in the working directory."""
+    shape = load_shape("family")
+    card = {field: None for field in CARD_FIELDS} | {"shape": vars(shape), "notes": "untrained"}
+    folder = desk / "results" / "weights"
+    torch.manual_seed(0)
+    save(folder, "transformer", models.build("transformer", shape).state_dict(), card)
+    return folder
+
+
+def edited(folder: Path, **changes) -> None:
+    path = folder / "transformer.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def other_shape() -> dict:
+    return vars(load_shape("family")) | {"ffn_dim": 64}
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda folder: edited(folder, sha256="0" * 64),
+        lambda folder: (folder / "transformer.safetensors").write_bytes(b"x" * 1000),
+        lambda folder: (folder / "transformer.safetensors").unlink(),
+        lambda folder: (folder / "transformer.json").write_text("{"),
+        lambda folder: (folder / "transformer.json").unlink(),
+        lambda folder: edited(folder, format=99),
+        lambda folder: edited(folder, shape=other_shape()),
+        lambda folder: edited(folder, shape={"name": "x", "dims": 3}),
+        lambda folder: edited(folder, shape=None),
+    ],
+    ids=["hash", "tensors", "no tensors", "bad card", "no card", "format", "network", "key", "no shape"],
+)
+def test_weights_that_disagree_with_their_card_stop_the_run_before_it_starts(
+    desk, own_weights, monkeypatch, damage
+):
+    # The shipped weights would stand in for a missing card: look at our own only.
+    monkeypatch.setattr("models.checkpoint.default_folders", lambda: [Path.cwd() / "results" / "weights"])
+    damage(own_weights)
+    assert "transformer" in refused(desk, "run", *TRANSFORMER, *DECODE)
+
+
+def test_missing_weights_say_how_to_get_them(desk, monkeypatch):
+    monkeypatch.setattr("models.checkpoint.default_folders", lambda: [Path.cwd() / "results" / "weights"])
+    sentence = refused(desk, "run", "--arch", "tova", *DECODE)
+    assert "tova" in sentence and "kvmark train" in sentence
+
+
+# --- text ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def text_plan(own_weights, monkeypatch) -> tuple[str, ...]:
+    monkeypatch.setattr("models.checkpoint.default_folders", lambda: [Path.cwd() / "results" / "weights"])
+    return ("run", *TRANSFORMER, "--suite", "pg19")
+
+
+def test_text_that_is_not_utf8_names_file_and_offset(desk, text_plan):
+    (desk / "book.txt").write_bytes(b"fine until h\xe9re")
+    sentence = refused(desk, *text_plan, "--text", "book.txt")
+    assert "book.txt" in sentence and "0xe9" in sentence and "12" in sentence
+
+
+@pytest.mark.parametrize("name", ["gone.txt", "empty.txt", "folder"])
+def test_text_that_is_not_there_is_refused(desk, text_plan, name):
+    (desk / "empty.txt").touch()
+    (desk / "folder").mkdir()
+    assert name in refused(desk, *text_plan, "--text", name)
+
+
+def test_a_data_folder_without_books_is_not_passed_over(desk, text_plan, monkeypatch):
+    monkeypatch.setenv("KVMARK_DATA", str(desk))
+    assert "KVMARK_DATA" in refused(desk, *text_plan)
+
+
+# --- folders ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("out", ["file", "file/below", "file/far/below"])
+def test_an_out_that_cannot_be_made_is_refused(desk, out):
+    (desk / "file").write_text("in the way")
+    assert "file" in refused(desk, "run", *TRANSFORMER, *DECODE, *TINY, "--out", out)
+
+
+@pytest.mark.parametrize(
+    "manifest", ["{", "[]", "{}", '{"plan": {}, "created": "x", "run": "y"}', '{"plan": null}']
+)
+def test_a_folder_with_another_plan_keeps_everything(desk, manifest):
+    (desk / "good" / "run.json").write_text(manifest)
+    (desk / "good" / ".lock").touch()
+    (desk / "good" / "telemetry").mkdir(exist_ok=True)
+    sentence = refused(desk, "run", *TRANSFORMER, *DECODE, *TINY, "--out", "good")
+    assert "good" in sentence and "--out" in sentence
+
+
+def test_report_on_what_is_no_run(desk):
+    (desk / "empty").mkdir()
+    (desk / "file").touch()
+    for name in ("gone", "empty", "file"):
+        assert name in refused(desk, "report", name, "--out", "page")
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda run: (run / "run.json").write_text("{"), ["run.json"]),
+        (lambda run: (run / "run.json").write_text('{"schema": 99}'), ["run.json", "99", "1"]),
+        (lambda run: (run / "run.json").write_text("[]"), ["run.json"]),
+        (lambda run: first_cell(run).write_bytes(first_cell(run).read_bytes()[:-40]), ["parquet"]),
+        (lambda run: first_cell(run).write_bytes(b""), ["parquet"]),
+        (lambda run: first_cell(run).write_text("not parquet"), ["parquet"]),
+        (lambda run: foreign(first_cell(run)), ["parquet", "99", "1"]),
+    ],
+    ids=["json", "version", "list", "truncated", "empty", "text", "schema"],
+)
+def test_report_on_a_damaged_run(desk, damage, words):
+    damage(desk / "good")
+    sentence = refused(desk, "report", "good", "--out", "page")
+    assert all(word in sentence for word in words), sentence
+
+
+def test_report_on_a_committed_run_without_its_rows(desk):
+    """A committed run has no cells folder: then rows.parquet must be there."""
+    for path in (desk / "good" / "cells").iterdir():
+        path.unlink()
+    (desk / "good" / "cells").rmdir()
+    (desk / "good" / "rows.parquet").unlink(missing_ok=True)
+    assert "rows.parquet" in refused(desk, "report", "good", "--out", "page")
+
+
+def first_cell(run: Path) -> Path:
+    return min((run / "cells").iterdir())
+
+
+def foreign(path: Path) -> None:
+    write_table(path, read_table(path).replace_schema_metadata({"kvmark_schema": "99"}))
+
+
+def test_a_page_that_cannot_be_written(desk):
+    (desk / "file").touch()
+    assert "file" in refused(desk, "report", "good", "--out", "file/page")
+
+
+@pytest.mark.full
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("device", ["cuda", "cuda:7"])
+def test_a_gpu_that_is_not_there_is_the_environments_fault(desk, device):
+    """Only the worker may ask torch; its refusal reaches the user as the sentence, and no cell has a row."""
+    done = ask("run", *TRANSFORMER, *DECODE, *TINY, "--device", device, "--out", "gpu")
+    assert device in one_sentence(done, ENVIRONMENT)
+    assert not list((desk / "gpu" / "cells").iterdir())

@@ -1,0 +1,198 @@
+"""What misbehaves gets its row and the sweep goes on: toys that die in every way we know, in real processes."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import threading
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from harness_help import Bench, Done, cells, one_sentence, processes_of, rows, wait_for
+
+pytestmark = pytest.mark.full
+
+SIZES = ("--shape", "tiny", "--suite", "decode:new_tokens=2", "--contexts", "32,64,96", "--repeats", "1")
+LIMIT = 3 << 30
+
+#: Toy -> what it does at 64 tokens; it is sound at 32 and 96.
+TOYS = {
+    "aborts": "os.abort()",
+    "raises": 'raise RuntimeError("the policy lost its place.\\\\nsecond line")',
+    "leaves": "os._exit(0)",
+    "quits": "raise SystemExit(0)",
+    "sleeps": "time.sleep(3600)",
+    "victim": '(HERE / "victim").write_text(str(os.getpid()))\ntime.sleep(3600)',
+    "hogs": "self.hoard = [torch.ones(1 << 26) for _ in range(40)]",
+}
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory):
+    bench = Bench(tmp_path_factory.mktemp("bench"))
+    for name, act in TOYS.items():
+        bench.toy(name, act)
+    yield bench
+    bench.close()
+
+
+def measure(bench: Bench, out: str, *toys: str, more: tuple[str, ...] = ()) -> Done:
+    chosen = [word for name in ("transformer", *toys) for word in ("--arch", name)]
+    return bench.run("run", *SIZES, *chosen, "--out", out, *more)
+
+
+def kill_the_victim(bench: Bench) -> None:
+    wait_for(lambda: (bench.here / "victim").exists() and (bench.here / "victim").read_text())
+    os.kill(int((bench.here / "victim").read_text()), signal.SIGKILL)
+
+
+@pytest.fixture(scope="module")
+def broken(bench) -> tuple[Done, pd.DataFrame]:
+    """One run with everything that ends in a crash or a timeout."""
+    killer = threading.Thread(target=kill_the_victim, args=(bench,), daemon=True)
+    killer.start()
+    names = [name for name in TOYS if name != "hogs"]
+    done = measure(bench, "broken", *names, more=("--timeout-s", "12"))
+    return done, rows(bench.cwd / "broken")
+
+
+EXPECTED = {
+    "aborts": ("crash", "SIGABRT"),
+    "raises": ("crash", "RuntimeError: the policy lost its place"),
+    "leaves": ("crash", "exit code 0"),
+    "quits": ("crash", "SystemExit"),
+    "sleeps": ("timeout", "12 s"),
+    "victim": ("crash", "SIGKILL"),
+}
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_a_failure_is_a_row_with_status_message_and_phase(broken, name):
+    status, words = EXPECTED[name]
+    _, table = broken
+    mine = table[table.architecture == name]
+    failed = mine[mine.status != "ok"]
+    assert failed.status.tolist() == [status]
+    row = failed.iloc[0]
+    assert words in row.message and "\n" not in row.message
+    assert (row.metric, row.phase, row["axes"]) == ("failure", "prefill", '{"batch": 1, "context": 64}')
+    assert (row.weights, row.machine) == (mine.weights.iloc[0], mine.machine.iloc[0])
+    assert pd.isna(row.value)
+    # Nothing else of that cell, and its other sizes are measured.
+    assert len(mine[mine["axes"] == row["axes"]]) == 1
+    assert set(mine[mine.metric == "prefill_s"]["axes"]) == {
+        '{"batch": 1, "context": 32}', '{"batch": 1, "context": 96}',
+    }  # fmt: skip
+
+
+def test_partners_of_a_failed_cell_are_measured_all_the_same(broken):
+    _, table = broken
+    partner = table[table.architecture == "transformer"]
+    assert (partner.status == "ok").all()
+    assert len(partner[partner.metric == "prefill_s"]) == 3
+
+
+def test_crashes_and_timeouts_end_with_exit_code_1(bench, broken):
+    done, _ = broken
+    assert done.code == 1
+    assert done.err == "kvmark: 6 of 21 cells crashed or timed out; see the report.\n"
+    assert (bench.cwd / "reports" / "local" / "broken" / "index.html").exists()
+    assert "aborts" in done.out and processes_of(bench.cwd / "broken") == []
+
+
+def test_a_failed_cell_is_not_tried_again_and_still_counts(bench, broken):
+    """It is an outcome; whoever wants another try takes another --out or mends the code."""
+    before = cells(bench.cwd / "broken")
+    chosen = [word for name in ("transformer", *EXPECTED) for word in ("--arch", name)]
+    again = bench.ask("run", *SIZES, *chosen, "--out", "broken", "--timeout-s", "12")
+    assert again.code == 1 and cells(bench.cwd / "broken") == before
+
+
+def test_out_of_memory_is_a_measured_outcome(bench):
+    """A real limit of the kernel on the worker; the row is written although the memory is still held."""
+    done = measure(bench, "full", "hogs", more=("--memory-limit-bytes", str(LIMIT)))
+    assert done.code == 0, done.err
+    table = rows(bench.cwd / "full")
+    failed = table[table.status != "ok"]
+    assert failed.status.tolist() == ["oom"] and failed.architecture.tolist() == ["hogs"]
+    assert failed.phase.tolist() == ["prefill"] and "memory" in failed.message.iloc[0]
+    assert len(table[table.metric == "prefill_s"]) == 5
+    assert "oom" in done.out
+
+
+def test_no_memory_at_all_is_out_of_memory_too(bench):
+    """A limit below what torch holds already: every cell has its row, none is lost to a traceback."""
+    done = measure(bench, "none", more=("--memory-limit-bytes", "1000"))
+    assert (done.code, set(rows(bench.cwd / "none").status)) == (0, {"oom"}), done.err
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 2 MB, where we may mount one."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=2m", "none", str(disk)], capture_output=True, text=True
+    )
+    if mounted.returncode != 0:
+        pytest.skip(f"no small file system: {mounted.stderr.strip()}")
+    yield disk
+    subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+#: Fills the disk up while HERE/fill names it.
+FILL = """
+if (HERE / "fill").exists():
+    with open((HERE / "fill").read_text(), "wb", buffering=0) as file:
+        for size in (1 << 16, 1 << 8, 1):
+            try:
+                while True:
+                    file.write(b"x" * size)
+            except OSError:
+                pass
+"""
+
+
+def test_a_full_disk_loses_no_finished_cell(bench, small_disk):
+    bench.toy("fills", FILL)
+    (bench.here / "fill").write_text(str(small_disk / "filler"))
+    run = small_disk / "run"
+    done = measure(bench, str(run), "fills")
+    sentence = one_sentence(done, 3)
+    assert str(run) in sentence and os.strerror(errno.ENOSPC) in sentence
+    finished = cells(run)
+    assert len(finished) == 2, "the group at 32 tokens was done before the disk was full"
+    assert processes_of(run) == []
+
+    (small_disk / "filler").unlink()
+    (bench.here / "fill").unlink()
+    again = measure(bench, str(run), "fills")
+    assert again.code == 0, again.err
+    assert "2 of 6 cells were measured before" in again.out
+    after = cells(run)
+    assert len(after) == 6 and {name: after[name] for name in finished} == finished
+    assert (rows(run).status == "ok").all()
+
+
+def test_a_disk_that_is_full_from_the_start(bench, small_disk):
+    with open(small_disk / "filler", "wb", buffering=0) as file, pytest.raises(OSError, match="space"):
+        while True:
+            file.write(b"x" * 4096)
+    sentence = one_sentence(measure(bench, str(small_disk / "run")), 3)
+    assert os.strerror(errno.ENOSPC) in sentence
+
+
+def test_a_package_of_the_same_name_in_the_working_directory_is_not_ours(bench, tmp_path: Path):
+    """Another checkout, or somebody's `models` package, where the command is given."""
+    for name in ("models", "harness", "suites"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("raise ImportError('not kvmark')\n")
+    bench.cwd, before = tmp_path, bench.cwd
+    try:
+        done = measure(bench, "run")
+    finally:
+        bench.cwd = before
+    assert (done.code, len(cells(tmp_path / "run"))) == (0, 3), done.err

@@ -1,0 +1,173 @@
+"""TOVA below its budget: the published rule, row by row, and what follows from it (T1-T12 of the notes)."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from references import reference_logits, tova, tova_bulk, windowed
+
+from models.attention import attention_with_probs
+from models.eviction import oldest_minimum
+
+N = 36
+
+
+def fed(model, ids, cuts, cache):
+    return torch.cat([model.extend(part, None, cache, "all") for part in ids.split(cuts, 1)], 1)
+
+
+def held(cache, layer, row=0) -> list[int]:
+    pos = cache.states[f"{layer}.attention"].tensors["pos"][row]
+    return sorted(pos[pos >= 0].tolist())
+
+
+@pytest.mark.parametrize("shape", ["plain", "conv"])
+@pytest.mark.parametrize("budget", [1, 2, 6, 20, 35])
+def test_stepwise_is_the_masked_pass(network, tokens, shape, budget):
+    """Token by token = in one call = masked reference in fp64: same logits and same survivors at every
+    step; survivors are nested, min(t + 1, k) in number, and layers differ."""
+    model, ids = network(f"tova:budget={budget}", shape), tokens(1, N)
+    kept: dict = {}
+    expected = reference_logits(model, ids[0], tova(budget, kept))
+    cache = model.new_cache(1, N)
+    for t in range(N):
+        out = model.decode(ids[:, t], cache)[0]
+        assert (out - expected[t]).abs().max() <= 1e-11
+        for layer in range(4):
+            now = held(cache, layer)
+            assert now == kept[layer, t] and len(now) == min(t + 1, budget)
+            assert t == 0 or set(now) <= {*kept[layer, t - 1], t}
+    for cuts in ([N], [budget, N - budget], [9, 1, 2, 24]):
+        cache = model.new_cache(1, N)
+        assert (fed(model, ids, cuts, cache)[0] - expected).abs().max() <= 1e-11
+        assert [held(cache, layer) for layer in range(4)] == [kept[layer, N - 1] for layer in range(4)]
+        assert cache.evicted() == [4 * (N - budget)]
+    if budget == 6:
+        assert len({tuple(kept[layer, N - 1]) for layer in range(4)}) > 1
+
+
+@pytest.mark.parametrize("shape", ["plain", "conv"])
+@pytest.mark.parametrize("calls", [[N], [20, 1, 1, 14], [3, 8, 5, 1, 19], [1] * 12 + [24]])
+def test_bulk_is_its_definition(network, tokens, shape, calls):
+    """prompt=bulk: a call attends in full to what is held, then its last row's mean keeps the top k."""
+    model, ids = network("tova:budget=6,prompt=bulk", shape), tokens(1, N)
+    kept: dict = {}
+    expected = reference_logits(model, ids[0], tova_bulk(6, calls, kept))
+    cache = model.new_cache(1, N)
+    assert (fed(model, ids, calls, cache)[0] - expected).abs().max() <= 1e-11
+    assert [held(cache, layer) for layer in range(4)] == [kept[layer] for layer in range(4)]
+    assert cache.evicted() == [4 * (N - 6)]
+
+
+def test_bulk_and_stepwise_are_different_algorithms(network, tokens):
+    """One prompt call: bulk attends to everything first, so the two keep and say different things."""
+    ids = tokens(1, N)
+    caches = []
+    for spec in ("tova:budget=6", "tova:budget=6,prompt=bulk"):
+        model = network(spec)
+        caches.append(model.new_cache(1, N))
+        model.extend(ids, None, caches[-1])
+        assert model.prompt_mode == ("bulk" if "bulk" in spec else "stepwise")
+    assert any(held(caches[0], layer) != held(caches[1], layer) for layer in range(4))
+
+
+def test_slots_hold_whole_tokens(network, tokens):
+    """All KV heads of a slot hold the key and value of the one position the slot names (T6)."""
+    ids = tokens(1, N)
+    model, full = network("tova:budget=6"), network("transformer")
+    cache, everything = model.new_cache(1, N), full.new_cache(1, N)
+    model.extend(ids, None, cache)
+    full.extend(ids, None, everything)
+    mine, all_of_it = (c.states["0.attention"].tensors for c in (cache, everything))
+    for slot, position in enumerate(mine["pos"][0].tolist()):
+        if position >= 0:
+            for name in ("k", "v"):
+                assert torch.allclose(mine[name][0, slot], all_of_it[name][0, position], atol=1e-12)
+
+
+@pytest.mark.parametrize("spec", ["tova:budget=6", "tova:budget=6,prompt=bulk"])
+def test_grouped_heads_are_repeated_heads(network, tokens, spec):
+    """Repeating K and V for every query head and running multi-head attention: same survivors (T9)."""
+    grouped, ids = network(spec), tokens(2, N)
+    repeated = network(spec, num_kv_heads=4)
+    state = dict(grouped.state_dict())
+    for i in range(4):
+        name = f"blocks.{i}.mixer.qkv.weight"
+        q, k, v = state[name].split([32, 16, 16])
+        k, v = (x.unflatten(0, (2, 8)).repeat_interleave(2, 0).flatten(0, 1) for x in (k, v))
+        state[name] = torch.cat([q, k, v])
+    repeated.load_state_dict(state)
+    a, b = grouped.new_cache(2, N), repeated.new_cache(2, N)
+    for part in ids.split([17, 1, 18], 1):
+        gap = grouped.extend(part, None, a, "all") - repeated.extend(part, None, b, "all")
+        assert gap.abs().max() <= 1e-11
+        assert [held(a, layer, 1) for layer in range(4)] == [held(b, layer, 1) for layer in range(4)]
+
+
+@pytest.mark.parametrize("cuts", [[N], [1] * N, [9, 1, 26]])
+def test_equal_scores_evict_the_oldest(network, tokens, cuts):
+    """Zero queries give every key the same score: TOVA is then a plain window (T12)."""
+    model, ids = network("tova:budget=6"), tokens(1, N)
+    for block in model.blocks:
+        block.mixer.qkv.weight[:32] = 0
+    cache = model.new_cache(1, N)
+    out = fed(model, ids, cuts, cache)[0]
+    assert all(held(cache, layer) == list(range(N - 6, N)) for layer in range(4))
+    assert (out - reference_logits(model, ids[0], windowed(7, 0))).abs().max() <= 1e-11
+
+
+def test_bulk_equal_scores_evict_the_oldest(network, tokens):
+    """The same tie rule where a whole call is cut down at once."""
+    model, ids = network("tova:budget=6,prompt=bulk"), tokens(2, N)
+    for block in model.blocks:
+        block.mixer.qkv.weight[:32] = 0
+    cache = model.new_cache(2, N)
+    for part in ids.split([20, 1, 3, 12], 1):
+        model.extend(part, None, cache)
+        assert held(cache, 0, 1) == list(range(cache.seen[0] - 6, cache.seen[0]))
+
+
+def test_oldest_minimum():
+    """Least score; among equals the oldest position, wherever it lies; empty slots never win."""
+    score = torch.tensor(
+        [[0.3, 0.1, 0.1, 0.5], [0.0, 0.2, 0.2, 0.2], [1.0, 1.0, 1.0, 1.0], [2.0, 1.0, 3.0, 4.0]]
+    )
+    pos = torch.tensor([[0, 9, 4, 2], [-1, 8, 7, 9], [5, 6, 3, 4], [0, 1, 2, 3]], dtype=torch.int32)
+    assert oldest_minimum(score, pos).tolist() == [2, 2, 2, 1]
+
+
+def test_mean_over_heads_not_per_head(network):
+    """T10: two heads, four keys; the mean evicts key 2, which neither head ranks last on its own."""
+    model = network("tova:budget=3", num_heads=2, num_kv_heads=2)
+    state = model.new_cache(1, 9).states["0.attention"]
+    state.tensors["pos"][0] = torch.arange(4)
+    heads = torch.tensor([[[0.02, 0.50, 0.10, 0.38], [0.50, 0.02, 0.10, 0.38]]]).double()
+    assert heads[0].argmin(-1).tolist() == [0, 1]
+    assert state.victims(heads, torch.tensor([3])).tolist() == [2]
+    # All query heads count alike, also where two of them share a KV head.
+    model = network("tova:budget=3", num_heads=4, num_kv_heads=2)
+    state = model.new_cache(1, 9).states["0.attention"]
+    state.tensors["pos"][0] = torch.arange(4)
+    three = torch.tensor([[0.4, 0.1, 0.2, 0.3]] * 3 + [[0.0, 0.75, 0.05, 0.2]]).double()
+    assert state.victims(three[None], torch.tensor([3])).tolist() == [2]
+
+
+def test_scores_are_probabilities(network, tokens):
+    """Scores sum to 1 over survivors and the newest (T11), masked keys get exactly 0, fp32 at least."""
+    torch.manual_seed(0)
+    q, k, v = torch.randn(2, 3, 4, 8), torch.randn(2, 7, 2, 8), torch.randn(2, 7, 2, 8)
+    mask = torch.rand(2, 3, 7) > 0.4
+    mask[..., 0] = True
+    for dtype in (torch.float32, torch.bfloat16):
+        _, probs = attention_with_probs(q.to(dtype), k.to(dtype), v.to(dtype), 0.7, mask)
+        assert probs.dtype == torch.float32
+        assert torch.allclose(probs.sum(-1), torch.ones(2, 4, 3), atol=1e-6)
+        assert (probs.masked_select(~mask[:, None].expand_as(probs)) == 0).all()
+
+
+def test_budget_of_everything_but_one(network, tokens):
+    """At budget N - 1 exactly one token goes, and only after the last row has seen all N keys."""
+    model, ids = network(f"tova:budget={N - 1}"), tokens(1, N)
+    cache = model.new_cache(1, N)
+    assert (fed(model, ids, [N], cache) - model.forward(ids)).abs().max() <= 1e-11
+    assert [len(held(cache, layer)) for layer in range(4)] == [N - 1] * 4
