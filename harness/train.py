@@ -24,8 +24,8 @@ from .store import write_table
 
 #: Compressors need long sequences: trained on 1,024 tokens only (7 compressions), one layer's alpha went
 #: above 1 and what is mixed again and again blew up at 8,192 (DECISIONS.md).
-LOCOCO_TOKENS, LOCOCO_LR, LOCOCO_TOKENS_PER_STEP = 4_000_000, 3e-3, 8192
-LOCOCO_LENGTHS, LOCOCO_SHARES = (1024, 8192), (0.6, 0.4)
+LOCOCO_TOKENS, LOCOCO_LR, LOCOCO_TOKENS_PER_STEP = 6_000_000, 3e-3, 4096
+LOCOCO_LENGTHS, LOCOCO_SHARES = (1024, 4096), (0.5, 0.5)
 
 
 def train(
