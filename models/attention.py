@@ -2,6 +2,7 @@
 
 `attention` never materialises probabilities (torch's scaled_dot_product_attention);
 `attention_with_probs` returns them, for policies that score by them. Same numbers up to rounding.
+Keys and values lie head by head, (B,G,S,D): that way neither form has to copy a cache to multiply it.
 Letters as in `models/architecture.py`; query head h reads KV head h // (H/G).
 """
 
@@ -40,42 +41,49 @@ class Heads:
 
 def attention(
     q_BTHD: Tensor,
-    k_BSGD: Tensor,
-    v_BSGD: Tensor,
+    k_BGSD: Tensor,
+    v_BGSD: Tensor,
     scale: float,
     mask_BTS: Tensor | None = None,
     causal: bool = False,
 ) -> Tensor:
-    """softmax(scale * q k^T) v. `mask_BTS` True means visible; `causal` needs T == S."""
-    T, H, G = q_BTHD.shape[1], q_BTHD.shape[2], k_BSGD.shape[2]
-    group = H // G
+    """softmax(scale * q k^T) v -> (B,T,H,D). `mask_BTS` True means visible; `causal` needs T == S."""
+    T, H, G = q_BTHD.shape[1], q_BTHD.shape[2], k_BGSD.shape[1]
     mask = None if mask_BTS is None else mask_BTS[:, None]
-    k, v = k_BSGD.transpose(1, 2), v_BSGD.transpose(1, 2)
-    if T == 1 and group > 1:
-        # Queries of one KV head become rows, so K and V are read once and never repeated.
-        q = q_BTHD.reshape(q_BTHD.shape[0], G, group, -1)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+    if T == 1 and H > G:
+        # Queries of one KV head become rows, so that K and V are read once.
+        q = q_BTHD.reshape(q_BTHD.shape[0], G, H // G, -1)
+        out = F.scaled_dot_product_attention(q, k_BGSD, v_BGSD, attn_mask=mask, scale=scale)
         return out.reshape(q_BTHD.shape)
-    if group > 1:
-        k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
-    q = q_BTHD.transpose(1, 2)
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=scale)
+    out = F.scaled_dot_product_attention(
+        q_BTHD.transpose(1, 2),
+        k_BGSD,
+        v_BGSD,
+        attn_mask=mask,
+        is_causal=causal,
+        scale=scale,
+        enable_gqa=H > G,
+    )
     return out.transpose(1, 2)
 
 
 def attention_with_probs(
-    q_BTHD: Tensor, k_BSGD: Tensor, v_BSGD: Tensor, scale: float, mask_BTS: Tensor | None
+    q_BTHD: Tensor, k_BGSD: Tensor, v_BGSD: Tensor, scale: float, mask_BTS: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """As `attention`, and the probabilities (B,H,T,S) in at least fp32."""
+    """As `attention`, and the probabilities (B,H,T,S) in at least fp32.
+
+    The products q k^T are made in that width too: rounded to bf16 they tie, and ties decide evictions.
+    With bf16 caches this reads a widened copy of K, which a fused kernel would not need.
+    """
     B, T, H, D = q_BTHD.shape
-    G = k_BSGD.shape[2]
-    q = q_BTHD.reshape(B, T, G, H // G, D).permute(0, 2, 3, 1, 4).reshape(B, G, -1, D)  # (B, G, group*T, D)
-    logits = (q @ k_BSGD.permute(0, 2, 3, 1)).view(B, H, T, -1)
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) * scale
+    G = k_BGSD.shape[1]
+    wide = torch.promote_types(q_BTHD.dtype, torch.float32)
+    q = q_BTHD.to(wide).reshape(B, T, G, H // G, D).permute(0, 2, 3, 1, 4).reshape(B, G, -1, D)
+    logits = (q @ k_BGSD.to(wide).transpose(-1, -2)).view(B, H, T, -1) * scale
     if mask_BTS is not None:
         logits = logits.masked_fill(~mask_BTS[:, None], float("-inf"))
     probs = logits.softmax(-1)
-    mixed = probs.to(v_BSGD.dtype).view(B, G, -1, probs.shape[-1]) @ v_BSGD.transpose(1, 2)
+    mixed = probs.to(v_BGSD.dtype).view(B, G, -1, probs.shape[-1]) @ v_BGSD
     return mixed.view(B, H, T, D).transpose(1, 2), probs
 
 
@@ -84,11 +92,11 @@ def never_empty(mask_BTS: Tensor) -> Tensor:
     return mask_BTS | ~mask_BTS.any(-1, keepdim=True)
 
 
-def sliding_window(q_BTHD: Tensor, k_BTGD: Tensor, v_BTGD: Tensor, scale: float, window: int) -> Tensor:
+def sliding_window(q_BTHD: Tensor, k_BGTD: Tensor, v_BGTD: Tensor, scale: float, window: int) -> Tensor:
     """Causal attention in which key j is visible to query i iff 0 <= i - j < window, O(T * window)."""
     T = q_BTHD.shape[1]
     if window >= T:
-        return attention(q_BTHD, k_BTGD, v_BTGD, scale, causal=True)
+        return attention(q_BTHD, k_BGTD, v_BGTD, scale, causal=True)
     outs = []
     block = min(window, QUERY_BLOCK)
     for start in range(0, T, block):
@@ -96,7 +104,6 @@ def sliding_window(q_BTHD: Tensor, k_BTGD: Tensor, v_BTGD: Tensor, scale: float,
         i = torch.arange(start, stop, device=q_BTHD.device)[:, None]
         j = torch.arange(first, stop, device=q_BTHD.device)
         mask = ((j <= i) & (i - j < window))[None]
-        outs.append(
-            attention(q_BTHD[:, start:stop], k_BTGD[:, first:stop], v_BTGD[:, first:stop], scale, mask)
-        )
+        k, v = k_BGTD[:, :, first:stop], v_BGTD[:, :, first:stop]
+        outs.append(attention(q_BTHD[:, start:stop], k, v, scale, mask))
     return torch.cat(outs, 1)

@@ -100,7 +100,7 @@ class LayerState:
         self.rows["seen"] = [n + length for n, length in zip(self.rows["seen"], lengths, strict=True)]
 
     def evicted(self) -> list[int]:
-        """Tokens per row that this state no longer holds as they came (dropped or folded)."""
+        """Slots per row that this state has given up so far: tokens dropped, or folded into others."""
         return [0] * self.batch
 
     def statistics(self) -> dict[str, list[float]]:
@@ -116,7 +116,10 @@ class LayerState:
 
 
 class LayerCache(LayerState):
-    """The seam of every cache policy: it owns attention for its layer."""
+    """The seam of every cache policy: it owns attention for its layer.
+
+    By convention keys and values are the tensors "k" and "v", (B,G,S,D).
+    """
 
     def attend(
         self, q_BTHD: Tensor, k_BTGD: Tensor, v_BTGD: Tensor, positions_BT: Tensor, valid: Ragged | None
@@ -128,6 +131,19 @@ class LayerCache(LayerState):
         Returns (B,T,H,D).
         """
         raise NotImplementedError
+
+    def write_run(self, k_BTGD: Tensor, v_BTGD: Tensor, start: int) -> None:
+        """Rows in step: this call's keys and values go to slots start, start+1, …"""
+        stop = start + k_BTGD.shape[1]
+        self.tensors["k"][:, :, start:stop] = k_BTGD.transpose(1, 2)
+        self.tensors["v"][:, :, start:stop] = v_BTGD.transpose(1, 2)
+
+    def write_slots(self, k_BTGD: Tensor, v_BTGD: Tensor, slot_BT: Tensor, stays_BT: Tensor) -> None:
+        """Rows not in step: token (b,t) goes to its own slot where `stays`; the others go nowhere."""
+        rows = torch.arange(len(slot_BT), device=slot_BT.device)[:, None].expand_as(slot_BT)[stays_BT]
+        slot = slot_BT[stays_BT]
+        self.tensors["k"][rows, :, slot] = k_BTGD[stays_BT]
+        self.tensors["v"][rows, :, slot] = v_BTGD[stays_BT]
 
 
 class ConvState(LayerState):
@@ -203,7 +219,7 @@ class Cache:
         return CacheBytes(**totals)
 
     def evicted(self) -> list[int]:
-        """Per row: tokens no longer held as they came, summed over layers."""
+        """Per row: slots given up (tokens dropped or folded), summed over layers."""
         return [sum(column) for column in zip(*(s.evicted() for s in self.states.values()), strict=True)]
 
     def statistics(self) -> dict[str, list[float]]:

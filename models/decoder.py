@@ -67,6 +67,7 @@ class SelfAttention(nn.Module):
         """Full (or sliding-window) causal attention over a whole sequence, without cache."""
         q, k, v = self.project(x_BTE, None, None)
         q, k = self.heads.rotate(q, positions_BT), self.heads.rotate(k, positions_BT)
+        k, v = k.transpose(1, 2), v.transpose(1, 2)
         if window is None:
             out = attention(q, k, v, self.heads.scale, causal=True)
         else:

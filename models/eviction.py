@@ -25,6 +25,9 @@ class StepwiseEvictor(LayerCache):
     Metadata: `pos` (int32, -1: empty) and `free`, the slot that the next token takes.
     """
 
+    #: Whether `victims` looks at attention; if not, probabilities are never materialised.
+    scores: bool = True
+
     def __init__(
         self,
         heads: Heads,
@@ -35,15 +38,18 @@ class StepwiseEvictor(LayerCache):
         device: torch.device | str,
     ) -> None:
         slots = min(budget + 1, capacity)
-        kv = TensorSpec((slots, heads.num_kv_heads, heads.head_dim), dtype, "payload")
+        kv = TensorSpec((heads.num_kv_heads, slots, heads.head_dim), dtype, "payload")
         pos = TensorSpec((slots,), torch.int32, "metadata", -1)
         free = TensorSpec((), torch.int64, "metadata")
         super().__init__(batch, {"k": kv, "v": kv, "pos": pos, "free": free}, device)
         self.heads, self.budget, self.slots = heads, budget, slots
         self.slot_elements, self.reach = heads.slot_elements, slots
 
-    def victims(self, probs_BHS: Tensor, position_B: Tensor) -> Tensor:
-        """Slot to free in each row, given the newest query's attention over all budget + 1 slots."""
+    def victims(self, probs_BHS: Tensor | None, position_B: Tensor) -> Tensor:
+        """Slot to free in each row, given the newest query's attention over all budget + 1 slots.
+
+        `probs_BHS` is None for policies with `scores = False`.
+        """
         raise NotImplementedError
 
     def evicted(self) -> list[int]:
@@ -58,9 +64,8 @@ class StepwiseEvictor(LayerCache):
         outs = []
         if calm > 1:
             head = None if valid is None else valid.columns(0, calm)
-            outs.append(
-                self._fill(q_BTHD[:, :calm], k_BTGD[:, :calm], v_BTGD[:, :calm], positions_BT[:, :calm])
-            )
+            q, k, v = q_BTHD[:, :calm], k_BTGD[:, :calm], v_BTGD[:, :calm]
+            outs.append(self._fill(q, k, v, positions_BT[:, :calm], head))
             self.count(row_lengths(head, B, calm))
         else:
             calm = 0
@@ -71,20 +76,27 @@ class StepwiseEvictor(LayerCache):
             self.count(row_lengths(here, B, 1))
         return torch.cat(outs, 1) if len(outs) > 1 else outs[0]
 
-    def _fill(self, q_BTHD: Tensor, k_BTGD: Tensor, v_BTGD: Tensor, positions_BT: Tensor) -> Tensor:
+    def _fill(
+        self, q_BTHD: Tensor, k_BTGD: Tensor, v_BTGD: Tensor, positions_BT: Tensor, valid: Ragged | None
+    ) -> Tensor:
         """Rows that never evicted: slot = position. Causal attention over what is held."""
-        B, T = positions_BT.shape
-        chosen = positions_BT >= 0
-        rows = torch.arange(B, device=k_BTGD.device)[:, None].expand(B, T)[chosen]
-        slot = positions_BT[chosen]
-        self.tensors["k"][rows, slot] = k_BTGD[chosen]
-        self.tensors["v"][rows, slot] = v_BTGD[chosen]
-        self.tensors["pos"][rows, slot] = slot.to(torch.int32)
-        self.tensors["free"] = torch.maximum(self.tensors["free"], positions_BT.amax(1) + 1).clamp(
-            max=self.slots - 1
-        )
+        T, last = positions_BT.shape[1], self.slots - 1
         held = min(max(self.rows["seen"]) + T, self.slots)
-        k, v = self.tensors["k"][:, :held], self.tensors["v"][:, :held]
+        if self.uniform(valid):
+            start = self.rows["seen"][0]
+            self.write_run(k_BTGD, v_BTGD, start)
+            self.tensors["pos"][:, start : start + T] = positions_BT
+            self.tensors["free"].fill_(min(start + T, last))
+        else:
+            chosen = positions_BT >= 0
+            self.write_slots(k_BTGD, v_BTGD, positions_BT, chosen)
+            rows = torch.arange(len(chosen), device=chosen.device)[:, None].expand_as(chosen)[chosen]
+            self.tensors["pos"][rows, positions_BT[chosen]] = positions_BT[chosen].to(torch.int32)
+            filled = torch.maximum(self.tensors["free"], positions_BT.amax(1) + 1)
+            self.tensors["free"] = filled.clamp(max=last)
+        k, v = self.tensors["k"][:, :, :held], self.tensors["v"][:, :, :held]
+        if held == T:
+            return attention(q_BTHD, k, v, self.heads.scale, causal=True)
         slots = torch.arange(held, device=k.device)
         return attention(q_BTHD, k, v, self.heads.scale, never_empty(slots <= positions_BT[:, :, None]))
 
@@ -97,20 +109,23 @@ class StepwiseEvictor(LayerCache):
         moves = None if valid is None else valid.mask_BT[:, 0]
         new_pos = position_B.to(pos.dtype)
         if moves is not None:
-            k_BGD = torch.where(moves[:, None, None], k_BGD, K[rows, free])
-            v_BGD = torch.where(moves[:, None, None], v_BGD, V[rows, free])
+            k_BGD = torch.where(moves[:, None, None], k_BGD, K[rows, :, free])
+            v_BGD = torch.where(moves[:, None, None], v_BGD, V[rows, :, free])
             new_pos = torch.where(moves, new_pos, pos[rows, free])
-        K[rows, free], V[rows, free], pos[rows, free] = k_BGD, v_BGD, new_pos
+        K[rows, :, free], V[rows, :, free], pos[rows, free] = k_BGD, v_BGD, new_pos
 
         full = [seen >= self.budget for seen in self.rows["seen"]]
         all_full = all(full) and moves is None
         mask = None if all_full else never_empty((pos >= 0)[:, None, :])
-        out, probs_BH1S = attention_with_probs(q_B1HD, K, V, self.heads.scale, mask)
+        if self.scores and any(full):
+            out, probs_BH1S = attention_with_probs(q_B1HD, K, V, self.heads.scale, mask)
+        else:
+            out, probs_BH1S = attention(q_B1HD, K, V, self.heads.scale, mask), None
         if not any(full):
             following = (free + 1).clamp(max=self.slots - 1)
             self.tensors["free"] = following if moves is None else torch.where(moves, following, free)
             return out
-        victim = self.victims(probs_BH1S[:, :, 0], position_B)
+        victim = self.victims(None if probs_BH1S is None else probs_BH1S[:, :, 0], position_B)
         if all_full:
             pos[rows, victim] = -1
             self.tensors["free"] = victim

@@ -6,7 +6,8 @@
 
 Deviation from the official code, stated: the gain vector after the per-head norm (it starts at 1,
 which is the official rule), as our training recipe has it. With QK-norm, q and k have unit length
-and no 1/sqrt(D) is needed.
+and no 1/sqrt(D) is needed. Positions are the shape's (half-split, standard frequencies), not YOCO's
+interleaved pairs with endpoint frequencies.
 """
 
 from __future__ import annotations
@@ -80,7 +81,8 @@ class RetentionMixer(nn.Module):
             q, k = unit_heads(q, None), unit_heads(k, None)
         q, k = self.rope(q, positions_BT), self.rope(k, positions_BT) * self.scale
         wide = torch.promote_types(x_BTE.dtype, torch.float32)
-        log_decay_BTH = F.logsigmoid(self.decay(x_BTE).to(wide)) / GATE_TEMPERATURE
+        gate_BTH = F.linear(x_BTE.to(wide), self.decay.weight.to(wide))
+        log_decay_BTH = F.logsigmoid(gate_BTH) / GATE_TEMPERATURE
         out = rms_normalise(state.retain(q, k, v, log_decay_BTH, valid), self.eps)
         out = out.flatten(2).to(x_BTE.dtype) * self.norm_gain
         return self.out(F.silu(self.gate(x_BTE)) * out)

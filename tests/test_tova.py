@@ -82,7 +82,7 @@ def test_slots_hold_whole_tokens(network, tokens):
     for slot, position in enumerate(mine["pos"][0].tolist()):
         if position >= 0:
             for name in ("k", "v"):
-                assert torch.allclose(mine[name][0, slot], all_of_it[name][0, position], atol=1e-12)
+                assert torch.allclose(mine[name][0, :, slot], all_of_it[name][0, :, position], atol=1e-12)
 
 
 @pytest.mark.parametrize("spec", ["tova:budget=6", "tova:budget=6,prompt=bulk"])
@@ -155,7 +155,7 @@ def test_mean_over_heads_not_per_head(network):
 def test_scores_are_probabilities(network, tokens):
     """Scores sum to 1 over survivors and the newest (T11), masked keys get exactly 0, fp32 at least."""
     torch.manual_seed(0)
-    q, k, v = torch.randn(2, 3, 4, 8), torch.randn(2, 7, 2, 8), torch.randn(2, 7, 2, 8)
+    q, k, v = torch.randn(2, 3, 4, 8), torch.randn(2, 2, 7, 8), torch.randn(2, 2, 7, 8)
     mask = torch.rand(2, 3, 7) > 0.4
     mask[..., 0] = True
     for dtype in (torch.float32, torch.bfloat16):

@@ -148,7 +148,8 @@ def test_window_of_everything_is_full_attention(network, tokens):
     assert (wide.forward(ids) - narrow.forward(ids))[:, :-1].abs().max() <= 1e-12
     assert (wide.forward(ids) - narrow.forward(ids))[:, -1].abs().max() > 1e-4
     torch.manual_seed(0)
-    q, k, v = (torch.randn(2, 300, 4, 8, dtype=torch.float64) for _ in range(3))
+    q = torch.randn(2, 300, 4, 8, dtype=torch.float64)
+    k, v = (torch.randn(2, 4, 300, 8, dtype=torch.float64) for _ in range(2))
     assert torch.equal(sliding_window(q, k, v, 0.3, 300), attention(q, k, v, 0.3, causal=True))
     near = torch.arange(300)[:, None] - torch.arange(300)
     for window in (1, 7, 64, 256, 257, 299):

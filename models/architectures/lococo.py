@@ -96,7 +96,7 @@ class LococoCache(LayerCache):
     def __init__(self, heads, batch, capacity, options, compressor, dtype, device) -> None:
         self.block = options.block or options.budget
         slots = min(options.budget + SLACK + self.block, capacity)
-        kv = TensorSpec((slots, heads.num_kv_heads, heads.head_dim), dtype, "payload")
+        kv = TensorSpec((heads.num_kv_heads, slots, heads.head_dim), dtype, "payload")
         wide = torch.promote_types(dtype, torch.float32)
         score = TensorSpec((heads.num_kv_heads, slots), wide, "metadata")
         super().__init__(batch, {"k": kv, "v": kv, "score": score}, device)
@@ -129,26 +129,24 @@ class LococoCache(LayerCache):
         B, T = k_BTGD.shape[:2]
         lengths = row_lengths(valid, B, T)
         self._compress_where_full(lengths)
-        held = torch.tensor(self.rows["held"], device=k_BTGD.device)
-        slot_BT = held[:, None] + torch.arange(T, device=held.device)
-        if valid is None and len(set(self.rows["held"])) == 1:
-            start = self.rows["held"][0]
-            self.tensors["k"][:, start : start + T] = k_BTGD
-            self.tensors["v"][:, start : start + T] = v_BTGD
+        held = self.rows["held"]
+        steps = torch.arange(T, device=k_BTGD.device)
+        if valid is None and len(set(held)) == 1:
+            slot_BT = (steps + held[0]).expand(B, T)
+            self.write_run(k_BTGD, v_BTGD, held[0])
         else:
-            chosen = slot_BT < self.slots if valid is None else valid.mask_BT
-            rows = torch.arange(B, device=held.device)[:, None].expand(B, T)[chosen]
-            self.tensors["k"][rows, slot_BT[chosen]] = k_BTGD[chosen]
-            self.tensors["v"][rows, slot_BT[chosen]] = v_BTGD[chosen]
-        self.rows["held"] = [h + n for h, n in zip(self.rows["held"], lengths, strict=True)]
+            slot_BT = torch.tensor(held, device=steps.device)[:, None] + steps
+            stays = slot_BT < self.slots if valid is None else valid.mask_BT
+            self.write_slots(k_BTGD, v_BTGD, slot_BT, stays)
+        self.rows["held"] = [h + n for h, n in zip(held, lengths, strict=True)]
         self.count(lengths)
 
+        # A query sees its own slot and all before it; padding may see anything (never_empty).
         used = max(1, *self.rows["held"])
-        mask = torch.arange(used, device=held.device) <= slot_BT[:, :, None]
-        mask &= torch.arange(used, device=held.device) < torch.tensor(
-            self.rows["held"], device=held.device
-        ).view(B, 1, 1)
-        k, v = self.tensors["k"][:, :used], self.tensors["v"][:, :used]
+        mask = torch.arange(used, device=steps.device) <= slot_BT[:, :, None]
+        if valid is not None:
+            mask &= valid.mask_BT[:, :, None]
+        k, v = self.tensors["k"][:, :, :used], self.tensors["v"][:, :, :used]
         out, probs = attention_with_probs(q_BTHD, k, v, self.heads.scale, never_empty(mask))
         self._note_scores(probs.detach(), valid)
         return out
@@ -173,12 +171,13 @@ class LococoCache(LayerCache):
             if length and n > self.budget + SLACK:
                 due.setdefault(n, []).append(row)
         for n, rows in due.items():
-            index = torch.tensor(rows, device=self.tensors["k"].device)
-            k = self.tensors["k"][index, :n].transpose(1, 2)
-            v = self.tensors["v"][index, :n].transpose(1, 2)
+            index: slice | Tensor = slice(None)
+            if len(rows) < self.batch:
+                index = torch.tensor(rows, device=self.tensors["k"].device)
+            k, v = self.tensors["k"][index, :, :n], self.tensors["v"][index, :, :n]
             memory_k, memory_v = self.compressor(k, v, self.tensors["score"][index, :, :n])
-            self.tensors["k"][index, : self.budget] = memory_k.transpose(1, 2)
-            self.tensors["v"][index, : self.budget] = memory_v.transpose(1, 2)
+            self.tensors["k"][index, :, : self.budget] = memory_k
+            self.tensors["v"][index, :, : self.budget] = memory_v
             for row in rows:
                 held[row] = self.budget
                 self.rows["compressions"][row] += 1

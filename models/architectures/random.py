@@ -29,6 +29,8 @@ class Options:
 class RandomCache(StepwiseEvictor):
     """Victim = hash(seed, layer, position) mod (budget + 1)."""
 
+    scores = False
+
     def __init__(self, heads, batch, capacity, budget, seeds, layer, dtype, device) -> None:
         super().__init__(heads, batch, capacity, budget, dtype, device)
         self.layer = layer

@@ -7,7 +7,8 @@ equal scores the oldest position goes (the paper leaves it open).
 `prompt=stepwise` (default) is the paper's protocol for language modelling: the rule runs token by
 token through the prompt. `prompt=bulk` is the authors' published code: a call of several tokens
 attends in full and keeps the top `budget` by its last row. They are different algorithms: rows
-record which ran.
+record which ran. In bulk the keys of a call are seen beside the slots, so how a text is cut into
+calls (prompt chunks, scored segments) changes the numbers; rows record that too.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from torch import Tensor
 
-from ..attention import attention, attention_with_probs, never_empty
+from ..attention import QUERY_BLOCK, attention, attention_with_probs, never_empty
 from ..cache import row_lengths
 from ..decoder import Decoder
 from ..eviction import StepwiseEvictor, oldest_minimum
@@ -51,21 +53,23 @@ class BulkTovaCache(TovaCache):
             return super().attend(q_BTHD, k_BTGD, v_BTGD, positions_BT, valid)
         q_BTHD = self.heads.rotate(q_BTHD, positions_BT)
         k_BTGD = self.heads.rotate(k_BTGD, positions_BT)
-        k = torch.cat([self.tensors["k"], k_BTGD], 1)
-        v = torch.cat([self.tensors["v"], v_BTGD], 1)
+        k = torch.cat([self.tensors["k"], k_BTGD.transpose(1, 2)], 2)
+        v = torch.cat([self.tensors["v"], v_BTGD.transpose(1, 2)], 2)
         pos_BS = torch.cat([self.tensors["pos"].long(), positions_BT], 1)
-        mask = (pos_BS >= 0)[:, None, :] & (pos_BS[:, None, :] <= positions_BT[:, :, None])
-        out = attention(q_BTHD, k, v, self.heads.scale, never_empty(mask))
+        outs = []
+        for start in range(0, T, QUERY_BLOCK):
+            block = slice(start, start + QUERY_BLOCK)
+            mask = never_empty(_visible(pos_BS, positions_BT[:, block]))
+            outs.append(attention(q_BTHD[:, block], k, v, self.heads.scale, mask))
 
         lengths = row_lengths(valid, B, T)
         rows = torch.arange(B, device=k.device)
         last = torch.tensor(lengths, device=k.device).sub(1).clamp(min=0)
-        _, probs = attention_with_probs(
-            q_BTHD[rows, last][:, None], k, v, self.heads.scale, never_empty(mask[rows, last][:, None])
-        )
+        mask = never_empty(_visible(pos_BS, positions_BT[rows, last][:, None]))
+        _, probs = attention_with_probs(q_BTHD[rows, last][:, None], k, v, self.heads.scale, mask)
         self._keep_top(k, v, pos_BS, probs[:, :, 0].mean(1), lengths)
         self.count(lengths)
-        return out
+        return torch.cat(outs, 1)
 
     def _keep_top(self, k, v, pos_BS, score_BS, lengths) -> None:
         """Refill the slots with the `budget` best of old and new; rows without new tokens keep theirs."""
@@ -76,13 +80,18 @@ class BulkTovaCache(TovaCache):
         newest_first = pos_BS.argsort(1, descending=True)
         by_score = score_BS.gather(1, newest_first).argsort(stable=True, dim=1, descending=True)
         keep = newest_first.gather(1, by_score)[:, : min(self.budget, self.slots)]
-        index = keep[:, :, None, None].expand(-1, -1, *k.shape[2:])
+        index = keep[:, None, :, None].expand(-1, k.shape[1], -1, k.shape[3])
         kept_pos = pos_BS.gather(1, keep)
-        self.tensors["k"][:, : keep.shape[1]] = k.gather(1, index)
-        self.tensors["v"][:, : keep.shape[1]] = v.gather(1, index)
+        self.tensors["k"][:, :, : keep.shape[1]] = k.gather(2, index)
+        self.tensors["v"][:, :, : keep.shape[1]] = v.gather(2, index)
         self.tensors["pos"].fill_(-1)
         self.tensors["pos"][:, : keep.shape[1]] = kept_pos.to(torch.int32)
         self.tensors["free"] = (kept_pos >= 0).sum(1).clamp(max=self.slots - 1)
+
+
+def _visible(pos_BS: Tensor, positions_BT: Tensor) -> Tensor:
+    """Which filled slots each query may see (B,T,S)."""
+    return (pos_BS >= 0)[:, None, :] & (pos_BS[:, None, :] <= positions_BT[:, :, None])
 
 
 class Model(Decoder):

@@ -32,29 +32,23 @@ class FullCache(LayerCache):
         device: torch.device | str,
         readers: int = 1,
     ) -> None:
-        kv = TensorSpec((capacity, heads.num_kv_heads, heads.head_dim), dtype, "payload")
+        kv = TensorSpec((heads.num_kv_heads, capacity, heads.head_dim), dtype, "payload")
         super().__init__(batch, {"k": kv, "v": kv}, device)
         self.heads, self.readers, self.slot_elements = heads, readers, heads.slot_elements
 
     def append(self, k_BTGD: Tensor, v_BTGD: Tensor, positions_BT: Tensor, valid: Ragged | None) -> None:
         k_BTGD = self.heads.rotate(k_BTGD, positions_BT)
-        B, T = k_BTGD.shape[:2]
         if self.uniform(valid):
-            start = self.rows["seen"][0]
-            self.tensors["k"][:, start : start + T] = k_BTGD
-            self.tensors["v"][:, start : start + T] = v_BTGD
+            self.write_run(k_BTGD, v_BTGD, self.rows["seen"][0])
         else:
-            chosen = positions_BT >= 0
-            rows = torch.arange(B, device=k_BTGD.device)[:, None].expand(B, T)[chosen]
-            self.tensors["k"][rows, positions_BT[chosen]] = k_BTGD[chosen]
-            self.tensors["v"][rows, positions_BT[chosen]] = v_BTGD[chosen]
-        self.count(row_lengths(valid, B, T))
+            self.write_slots(k_BTGD, v_BTGD, positions_BT, positions_BT >= 0)
+        self.count(row_lengths(valid, *k_BTGD.shape[:2]))
 
     def read(self, q_BTHD: Tensor, positions_BT: Tensor, valid: Ragged | None) -> Tensor:
         """Causal attention of queries whose keys are already held (the newest T tokens per row)."""
         q_BTHD = self.heads.rotate(q_BTHD, positions_BT)
         T, held = q_BTHD.shape[1], max(self.rows["seen"])
-        k, v, scale = self.tensors["k"][:, :held], self.tensors["v"][:, :held], self.heads.scale
+        k, v, scale = self.tensors["k"][:, :, :held], self.tensors["v"][:, :, :held], self.heads.scale
         if self.uniform(valid):
             if T == 1:
                 return attention(q_BTHD, k, v, scale)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..attention import QUERY_BLOCK, Heads, attention, never_empty
-from ..cache import LayerCache, TensorSpec, row_lengths
+from ..cache import LayerCache, Ragged, TensorSpec, row_lengths
 from ..decoder import Decoder
 
 
@@ -50,7 +50,7 @@ class WindowCache(LayerCache):
         device: torch.device | str,
     ) -> None:
         slots = min(sinks + recent, capacity)
-        kv = TensorSpec((slots, heads.num_kv_heads, heads.head_dim), dtype, "payload")
+        kv = TensorSpec((heads.num_kv_heads, slots, heads.head_dim), dtype, "payload")
         pos = TensorSpec((slots,), torch.int32, "metadata", -1)
         super().__init__(batch, {"k": kv, "v": kv, "pos": pos}, device)
         self.heads, self.sinks, self.recent, self.slots = heads, sinks, recent, slots
@@ -66,11 +66,12 @@ class WindowCache(LayerCache):
             return out
         outs = []
         for start in range(0, T, QUERY_BLOCK):
-            block = slice(start, start + QUERY_BLOCK)
-            outs.append(
-                self._block(q_BTHD[:, block], k_BTGD[:, block], v_BTGD[:, block], positions_BT[:, block])
-            )
-        self.count(row_lengths(valid, B, T))
+            stop = min(start + QUERY_BLOCK, T)
+            block = slice(start, stop)
+            here = None if valid is None else valid.columns(start, stop)
+            q, k, v = q_BTHD[:, block], k_BTGD[:, block], v_BTGD[:, block]
+            outs.append(self._block(q, k, v, positions_BT[:, block], here))
+            self.count(row_lengths(here, B, stop - start))
         return torch.cat(outs, 1)
 
     def _step(self, q_B1HD: Tensor, k_B1GD: Tensor, v_B1GD: Tensor) -> Tensor:
@@ -78,33 +79,48 @@ class WindowCache(LayerCache):
         position = self.rows["seen"][0]
         wrapped = self.sinks + (position - self.sinks) % self.recent
         slot = position if position < self.slots else wrapped
-        for name, new in (("k", k_B1GD), ("v", v_B1GD)):
-            self.tensors[name][:, slot : slot + 1] = new
+        self.write_run(k_B1GD, v_B1GD, slot)
         self.tensors["pos"][:, slot] = position
         filled = min(position + 1, self.slots)
-        k, v = self.tensors["k"][:, :filled], self.tensors["v"][:, :filled]
+        k, v = self.tensors["k"][:, :, :filled], self.tensors["v"][:, :, :filled]
         return attention(q_B1HD, k, v, self.heads.scale)
 
-    def _block(self, q_BTHD: Tensor, k_BTGD: Tensor, v_BTGD: Tensor, positions_BT: Tensor) -> Tensor:
+    def _block(
+        self, q_BTHD: Tensor, k_BTGD: Tensor, v_BTGD: Tensor, positions_BT: Tensor, valid: Ragged | None
+    ) -> Tensor:
         """Many tokens: attend to [ring, block] under the position mask, then write what stays."""
         i = positions_BT[:, :, None]
         j = torch.cat([self.tensors["pos"], positions_BT], 1)[:, None, :]
         mask = (j >= 0) & (j <= i) & ((i - j < self.recent) | (j < self.sinks))
-        k = torch.cat([self.tensors["k"], k_BTGD], 1)
-        v = torch.cat([self.tensors["v"], v_BTGD], 1)
+        k = torch.cat([self.tensors["k"], k_BTGD.transpose(1, 2)], 2)
+        v = torch.cat([self.tensors["v"], v_BTGD.transpose(1, 2)], 2)
         out = attention(q_BTHD, k, v, self.heads.scale, never_empty(mask))
-
+        if self.uniform(valid):
+            first, count = self.rows["seen"][0], positions_BT.shape[1]
+            # Tokens of this block that stay: those among the sinks, and the last `recent`.
+            sinks = min(max(self.sinks - first, 0), count)
+            every = torch.arange(count, device=positions_BT.device)
+            column = torch.cat([every[:sinks], every[max(sinks, count - self.recent) :]])
+            p = column + first
+            slot = self._slot(p)
+            self.tensors["k"][:, :, slot] = k_BTGD[:, column].transpose(1, 2)
+            self.tensors["v"][:, :, slot] = v_BTGD[:, column].transpose(1, 2)
+            self.tensors["pos"][:, slot] = p.to(torch.int32)
+            return out
         newest_B1 = positions_BT.amax(1, keepdim=True)
         stays = (positions_BT > newest_B1 - self.recent) | (positions_BT < self.sinks)
         stays &= positions_BT >= 0
+        self.write_slots(k_BTGD, v_BTGD, self._slot(positions_BT), stays)
+        rows = torch.arange(len(stays), device=stays.device)[:, None].expand_as(stays)[stays]
         p = positions_BT[stays]
-        slot = torch.where(p < self.slots, p, self.sinks + (p - self.sinks) % self.recent)
-        B, T = positions_BT.shape
-        rows = torch.arange(B, device=p.device)[:, None].expand(B, T)[stays]
-        self.tensors["k"][rows, slot] = k_BTGD[stays]
-        self.tensors["v"][rows, slot] = v_BTGD[stays]
-        self.tensors["pos"][rows, slot] = p.to(torch.int32)
+        self.tensors["pos"][rows, self._slot(p)] = p.to(torch.int32)
         return out
+
+    def _slot(self, position: Tensor) -> Tensor:
+        """Slot of each position."""
+        return torch.where(
+            position < self.slots, position, self.sinks + (position - self.sinks) % self.recent
+        )
 
 
 class BudgetedWindow(WindowCache):

@@ -10,6 +10,10 @@ needs the last 1 + (conv-1)(n-l) rows of its input, and those few rows are all t
 stays exact. Logits of every position, as scoring needs them, take no early exit.
 
 The sliding window counts the query itself: key j is visible to i iff 0 <= i - j < window.
+
+Deviations from the official code, stated: rotary positions are the shape's (half-split pairs, standard
+frequencies), so that all architectures share them, not interleaved pairs with endpoint frequencies;
+the embedding is not scaled by sqrt(d).
 """
 
 from __future__ import annotations
@@ -204,7 +208,7 @@ class Model(Decoder):
             window = {} if self.retention else {"window": self.window}
             x_BTE = block(x_BTE, lambda mixer, x, w=window: mixer.parallel(x, positions_BT, **w))
         k, v = self._shared_kv(x_BTE, None, None)
-        k = self.cross_heads.rotate(k, positions_BT)
+        k, v = self.cross_heads.rotate(k, positions_BT).transpose(1, 2), v.transpose(1, 2)
 
         def mix(mixer, x):
             q = mixer.q(x) if mixer.conv is None else mixer.conv.parallel(mixer.q(x))
