@@ -61,23 +61,26 @@ Commit = Annotated[str | None, typer.Option(help="Commit to record where there i
 
 
 @contextmanager
-def sentences() -> Iterator[None]:
-    """Turn every expected problem into one sentence on stderr and its exit code."""
+def sentences(*also: type[Exception]) -> Iterator[None]:
+    """Turn expected problems, and those of types `also`, into one sentence on stderr and an exit code."""
     from models.spec import SpecError
 
+    from .loading import NoDevice
     from .store import StoreError
     from .supervise import EnvironmentRefuses
 
     try:
         yield
-    except EnvironmentRefuses as error:
+    except (EnvironmentRefuses, NoDevice) as error:
         _stop(str(error), EXIT_ENVIRONMENT)
     except (SpecError, StoreError) as error:
         _stop(str(error), EXIT_USAGE)
     except ValueError as error:  # TextError, WeightsError, UsageError
-        if type(error) is ValueError:
+        if type(error) is ValueError and ValueError not in also:
             raise
         _stop(str(error), EXIT_USAGE)
+    except also as error:
+        _stop(str(error), EXIT_FAILED_CELL)
     except (PermissionError, NotADirectoryError, FileExistsError, IsADirectoryError) as error:
         _stop(f"{error.filename} cannot be written ({error.strerror}).", EXIT_USAGE)
     except OSError as error:
@@ -125,7 +128,7 @@ def plan(
         from .show import plan_table
 
         prepared = prepare(_plan(options))
-        plan_table(prepared, lambda cell: predicted_bytes(prepared, cell))
+        plan_table(prepared, lambda job: predicted_bytes(prepared, job))
 
 
 @app.command()
@@ -135,6 +138,9 @@ def run(
     replicates: Replicates = None, dtype: Dtype = None, device: Device = None, threads: Threads = None,
     seed: Seed = None, prefill_chunk: Chunk = None, interleave: Interleave = None, timeout_s: Timeout = None,
     memory_limit_bytes: MemoryLimit = None, out: Out = None, commit: Commit = None,
+    retry_failed: Annotated[
+        bool, typer.Option(help="Measure cells that crashed or timed out once more.")
+    ] = False,
     offer_text: Annotated[
         bool, typer.Option(help="Offer to fetch three PG-19 books where no text is at hand.")
     ] = False,
@@ -153,7 +159,7 @@ def run(
         prepared = prepare(chosen, commit)
         folder = out or Path("results") / "local" / prepared.name
         with Progress(prepared) as progress:
-            statuses = run_plan(prepared, folder, progress.hear)
+            statuses = run_plan(prepared, folder, progress.hear, retry_failed)
         page = build([folder], Path("reports") / "local" / folder.name)
         summary_table(folder)
         typer.echo(f"Rows: {folder}\nReport: {page}")
@@ -171,11 +177,11 @@ def train(
     seed: Annotated[int, typer.Option(help="Seed of initial values and batches.")] = 0,
     induction_heads: Annotated[int, typer.Option(help="Hand-set heads per global layer; 0 for none.")] = 2,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
-    threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
     commit: Commit = None,
 ) -> None:
     """Train a member of the byte-level family; resumes after an interruption."""
-    with sentences():
+    with sentences(ValueError, FloatingPointError):
         from .train import train as train_
 
         card = train_(

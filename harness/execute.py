@@ -10,6 +10,7 @@ Cost and quality come from this same execution: the cache that is timed is the c
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -42,6 +43,10 @@ class Readings:
     live: CacheBytes = field(default_factory=CacheBytes)
     peak_prefill_bytes: int | None = None
     peak_continuation_bytes: int | None = None
+    baseline_prefill_bytes: int | None = None
+    peak_prefill_reserved_bytes: int | None = None
+    peak_continuation_reserved_bytes: int | None = None
+    peak_reason: str | None = None  # why a peak is unknown
     evicted: list[int] = field(default_factory=list)
     statistics: dict[str, list[float]] = field(default_factory=dict)
     scoring_mode: str = ""
@@ -73,17 +78,19 @@ def execute(
         with watch.window() as prefill:
             logits_BV = _prefill(model, tokens_BT, valid_BT, cache, prefill_chunk)
         readings = Readings(prefill, Window(), capacity=capacity)
-        readings.peak_prefill_bytes = peak.read()
+        readings.baseline_prefill_bytes = peak.baseline_bytes
+        readings.peak_prefill_bytes, readings.peak_reason = peak.read(), peak.reason
+        readings.peak_prefill_reserved_bytes = peak.read_reserved()
         readings.prompt_tokens = [len(case.prompt) for case in cases]
         peak.reset()
         forced, stepwise = kinds.pop()
         if stepwise:
             on_phase("decode")
             readings.scoring_mode = "cache-step"
-            answers = _decode_forced(model, cases, logits_BV, cache, watch, readings)
+            answers = _decode_forced(model, cases, logits_BV, cache, watch, peak, readings)
         elif forced:
             on_phase("score")
-            readings.scoring_mode = "cache-extend"
+            readings.scoring_mode = f"cache-extend, segments of {SCORE_SEGMENT}"
             with watch.window() as readings.continuation:
                 answers = _score(model, cases, logits_BV, cache, tokenizer, device)
         else:
@@ -91,7 +98,8 @@ def execute(
             readings.scoring_mode = "cache-generate"
             with watch.window() as readings.continuation:
                 answers = _generate(model, cases, logits_BV, cache, tokenizer)
-        readings.peak_continuation_bytes = peak.read()
+        if not stepwise:
+            _read_peak(peak, readings)
     readings.new_tokens = [len(answer.tokens) for answer in answers]
     readings.live = cache.live_bytes()
     readings.predicted = model.cache_bytes(capacity, len(cases))
@@ -166,18 +174,30 @@ def _decode_forced(
     logits_BV: Tensor,
     cache: Cache,
     watch: Stopwatch,
+    peak: PeakMemory,
     readings: Readings,
 ) -> list[Answer]:
     """One decode per forced token but the last, each step timed; all rows have the same length."""
     tokens_BT = torch.tensor([case.forced for case in cases], device=logits_BV.device)
+    keep = any(case.scored for case in cases)
     logits = [logits_BV]
     with watch.window() as readings.continuation, watch.steps() as steps:
         for t in range(tokens_BT.shape[1] - 1):
-            logits.append(model.decode(tokens_BT[:, t], cache))
+            logits_BV = model.decode(tokens_BT[:, t], cache)
+            if keep:
+                logits.append(logits_BV)
             steps.mark()
     readings.step_s = steps.step_s
+    _read_peak(peak, readings)
+    if not keep:
+        return [Answer(tuple(c.forced or ()), (math.nan,) * len(c.forced or ())) for c in cases]
     scored = torch.stack([_logprobs(row, tokens_BT[:, t]) for t, row in enumerate(logits)], 1).tolist()
     return [Answer(tuple(case.forced or ()), tuple(row)) for case, row in zip(cases, scored, strict=True)]
+
+
+def _read_peak(peak: PeakMemory, readings: Readings) -> None:
+    readings.peak_continuation_bytes = peak.read()
+    readings.peak_continuation_reserved_bytes = peak.read_reserved()
 
 
 def _generate(

@@ -46,11 +46,30 @@ def weights_of(spec: str, settings: Settings) -> Weights:
     return Weights(label, cards, shape)
 
 
-def load_model(spec: str, settings: Settings) -> Any:
+def load_model(spec: str, settings: Settings, shared: dict[tuple[str, str], Any] | None = None) -> Any:
     """Build the architecture with its weights in the run's dtype on the run's device.
 
-    Raises SpecError or WeightsError with one sentence.
+    Architectures on the same weights share their tensors through `shared`, so that a process that
+    holds several pays once. Raises SpecError or WeightsError with one sentence.
     """
+    model = _own_model(spec, settings)
+    if shared is not None:
+        base = base_weights(spec)
+        for name, parameter in list(model.named_parameters()):
+            first = shared.setdefault((base, name), parameter)
+            if first is not parameter and first.shape == parameter.shape and first.equal(parameter):
+                owner, _, leaf = name.rpartition(".")
+                setattr(model.get_submodule(owner), leaf, first)
+    return model
+
+
+def base_weights(spec: str) -> str:
+    """Name of the weights that an architecture builds on: users of one name hold equal tensors."""
+    module, options = models.parse(spec)
+    return module.Model.weight_names(options)[0]
+
+
+def _own_model(spec: str, settings: Settings) -> Any:
     import torch
 
     from models import checkpoint
@@ -81,12 +100,21 @@ def torch_dtype(name: str) -> Any:
     return {"fp32": torch.float32, "bf16": torch.bfloat16}[name]
 
 
+class NoDevice(SpecError):
+    """The device exists in name only; one sentence."""
+
+
 def check_device(device: str) -> None:
-    """Raise SpecError if torch cannot reach the device. Only the worker may call this for CUDA."""
+    """Raise NoDevice if torch cannot reach the device, SpecError for one that we do not know.
+
+    Creates a CUDA context for a CUDA device: for workers and training only.
+    """
     import torch
 
+    if device.split(":")[0] not in ("cpu", "cuda"):
+        raise SpecError(f"Unknown device '{device}'; known: cpu, cuda, cuda:N.")
     if device.startswith("cuda") and not torch.cuda.is_available():
-        raise SpecError(f"Device '{device}' is not usable: torch sees no CUDA GPU.")
+        raise NoDevice(f"Device '{device}' is not usable: torch sees no CUDA GPU.")
 
 
 def _tensors(spec: str) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:

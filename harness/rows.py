@@ -64,8 +64,11 @@ def cost_rows(base: Row, model: Any, readings: Readings, repeat: int | None) -> 
     batch, dtype = len(readings.prompt_tokens), model.embed.weight.dtype if hasattr(model, "embed") else None
     last = readings.capacity - 1
 
-    def row(name: str, value: float | None, phase: str, step: int | None = None) -> Row:
-        return _number(base, name, value, phase, repeat=repeat, step=step)
+    def row(name: str, value: float | None, phase: str, **fields: Any) -> Row:
+        return _number(base, name, value, phase, repeat=repeat, **fields)
+
+    def peak(name: str, value: int | None, phase: str) -> Row:
+        return row(name, value, phase, message=readings.peak_reason if value is None else None)
 
     prefill, rest = readings.prefill, readings.continuation
     prompt, new = sum(readings.prompt_tokens), sum(readings.new_tokens)
@@ -75,20 +78,27 @@ def cost_rows(base: Row, model: Any, readings: Readings, repeat: int | None) -> 
         yield row("prefill_cpu_s", prefill.cpu_s, "prefill")
         yield row("prefill_tokens_per_s", prompt / prefill.device_s if prefill.device_s else None, "prefill")
         yield row("foreign_cpu_share", prefill.foreign_cpu_share, "prefill")
-        yield row("peak_prefill_bytes", readings.peak_prefill_bytes, "prefill")
+        yield peak("baseline_prefill_bytes", readings.baseline_prefill_bytes, "prefill")
+        yield peak("peak_prefill_bytes", readings.peak_prefill_bytes, "prefill")
+        if readings.peak_prefill_reserved_bytes is not None:
+            yield row("peak_prefill_reserved_bytes", readings.peak_prefill_reserved_bytes, "prefill")
     if readings.step_s:
         for step, seconds in enumerate(readings.step_s):
-            yield row("decode_step_s", seconds, "decode", step)
+            yield row("decode_step_s", seconds, "decode", step=step)
         steps, total_s = len(readings.step_s), sum(readings.step_s)
         yield row("decode_step_cpu_s", None if rest.cpu_s is None else rest.cpu_s / steps, "decode")
         yield row("decode_tokens_per_s", batch * steps / total_s, "decode")
-        yield row("peak_decode_bytes", readings.peak_continuation_bytes, "decode")
+        yield row("continuation_wall_s", rest.wall_s, "decode")
+        yield peak("peak_decode_bytes", readings.peak_continuation_bytes, "decode")
+        if readings.peak_continuation_reserved_bytes is not None:
+            yield row("peak_decode_reserved_bytes", readings.peak_continuation_reserved_bytes, "decode")
     else:
-        phase = "score" if readings.scoring_mode == "cache-extend" else "generate"
+        phase = "score" if readings.scoring_mode.startswith("cache-extend") else "generate"
         yield row("continuation_s", rest.device_s, phase)
         yield row("continuation_cpu_s", rest.cpu_s, phase)
         yield row("continuation_tokens", new, phase)
-        yield row("peak_continuation_bytes", readings.peak_continuation_bytes, phase)
+        yield row("continuation_wall_s", rest.wall_s, phase)
+        yield peak("peak_continuation_bytes", readings.peak_continuation_bytes, phase)
     yield row("foreign_cpu_share", rest.foreign_cpu_share, "decode" if readings.step_s else "continuation")
     yield row("cache_bytes_live", readings.live.total, "continuation")
     yield row("cache_payload_bytes", readings.live.payload, "continuation")
@@ -108,7 +118,7 @@ def case_rows(
     """Scores of each case, and what the policy did to it."""
     for index, (case, answer) in enumerate(zip(cases, answers, strict=True)):
         own = dataclasses.replace(base, case=case.id, axes=axes_json(dict(case.axes)))
-        for name, value in suite.score(case, answer).items():
+        for name, value in ({} if suite.driven else suite.score(case, answer)).items():
             yield _number(own, name, value, "score")
         seen = len(case.prompt) + max(len(answer.tokens) - 1, 0)
         evicted = readings.evicted[index]
@@ -116,6 +126,12 @@ def case_rows(
         yield _number(own, "seen_tokens", seen, "policy")
         for name, values in readings.statistics.items():
             yield _number(own, name, values[index], "policy")
+
+
+def cell_rows(base: Row, results: Mapping[str, float]) -> Iterator[Row]:
+    """Metrics of a whole cell, as a driven suite returns them."""
+    for name, value in results.items():
+        yield _number(base, name, value, "score")
 
 
 def with_evictions(rows: Sequence[Row], evicted: Sequence[int]) -> list[Row]:

@@ -31,6 +31,9 @@ from .plan import Cell, Job, Plan, digest, jobs
 from .store import SCHEMA, SCHEMA_VERSION, StoreError, read_table, write_atomic, write_table
 from .supervise import EnvironmentRefuses, Event, Supervisor
 
+#: Settings that do not change what a finished cell's numbers are.
+UNKEYED = ("replicates", "timeout_s")
+
 
 class UsageError(ValueError):
     """The user asked for something that cannot be done as asked; one sentence."""
@@ -46,6 +49,7 @@ class Prepared:
     text: Text | None
     weights: dict[str, Weights]
     machine: dict[str, Any]
+    notes: dict[str, dict[str, str]]  # by suite: protocol and the like
 
     @property
     def name(self) -> str:
@@ -76,10 +80,12 @@ def prepare(plan: Plan, commit: str | None = None) -> Prepared:
         text = resolve(plan.text, data_dir=Path.cwd() / "data")
     weights = {spec: weights_of(spec, settings) for spec in specs}
     machine = machine_card(settings.device, settings.threads, commit)
-    shared = {key: value for key, value in dataclasses.asdict(settings).items() if key != "replicates"}
-    cells = []
+    shared = {key: value for key, value in dataclasses.asdict(settings).items() if key not in UNKEYED}
+    cells: list[Cell] = []
+    notes = {}
     for suite_spec, cls in classes.items():
         suite = suites.load(suite_spec, Context(ByteTokenizer(), text, settings.seed))
+        notes[suite_spec] = suite.notes()
         for spec in specs:
             for replicate in range(settings.replicates if cls.interleaved else 1):
                 for axes in suite.cells():
@@ -91,35 +97,49 @@ def prepare(plan: Plan, commit: str | None = None) -> Prepared:
                     cells.append(Cell(key, spec, suite_spec, axes, replicate))
     interleaved = {spec: cls.interleaved and settings.interleave for spec, cls in classes.items()}
     plan = dataclasses.replace(plan, architectures=tuple(specs), suites=tuple(suite_specs))
-    return Prepared(plan, cells, interleaved, text, weights, machine)
+    return Prepared(plan, cells, interleaved, text, weights, machine, notes)
 
 
-def predicted_bytes(prepared: Prepared, cell: Cell) -> tuple[int, int]:
-    """Predicted (weights, cache) bytes while a cell runs: its cases are drawn, no model is run."""
+def predicted_bytes(prepared: Prepared, job: Job) -> tuple[int, int] | None:
+    """Predicted bytes of a job: all distinct weights that its process holds, and its largest cache.
+
+    Cases are drawn, no model is run. None for a suite that another library drives.
+    """
     import torch
 
     from models.shapes import shape_from
 
-    from .loading import torch_dtype
+    from .loading import base_weights, torch_dtype
 
     settings = prepared.plan.settings
-    suite = suites.load(cell.suite, Context(ByteTokenizer(), prepared.text, settings.seed))
-    cases = list(suite.cases(cell.axes))
-    batch = len(cases) if suite.interleaved else min(len(cases), settings.batch)
     dtype = torch_dtype(settings.dtype)
-    with torch.device("meta"):
-        model = models.build(cell.architecture, shape_from(prepared.weights[cell.architecture].shape))
-    elements = sum(parameter.numel() for parameter in model.parameters())
-    capacity = max(case.num_tokens for case in cases)
-    return elements * dtype.itemsize, model.cache_bytes(capacity, batch, dtype).total
+    suite = suites.load(job.groups[0][0].suite, Context(ByteTokenizer(), prepared.text, settings.seed))
+    if suite.driven:
+        return None
+    parameters: dict[tuple[str, str, tuple[int, ...]], int] = {}
+    largest = 0
+    for cell in job.groups[-1]:  # groups ascend in size
+        cases = list(suite.cases(cell.axes))
+        batch = len(cases) if suite.interleaved else min(len(cases), settings.batch)
+        with torch.device("meta"):
+            model = models.build(cell.architecture, shape_from(prepared.weights[cell.architecture].shape))
+        base = base_weights(cell.architecture)
+        parameters |= {(base, name, tuple(p.shape)): p.numel() for name, p in model.named_parameters()}
+        capacity = max(case.num_tokens for case in cases)
+        largest = max(largest, model.cache_bytes(capacity, batch, dtype).total)
+    return sum(parameters.values()) * dtype.itemsize, largest
 
 
 def run(
-    prepared: Prepared, out: Path, on_event: Callable[[Event], None] = lambda event: None
+    prepared: Prepared,
+    out: Path,
+    on_event: Callable[[Event], None] = lambda event: None,
+    retry_failed: bool = False,
 ) -> dict[str, str]:
     """Run what is not yet done in `out`; returns the status of every cell.
 
-    Raises UsageError (the folder holds another plan, or is in use), EnvironmentRefuses, KeyboardInterrupt.
+    `retry_failed` measures cells that crashed or timed out once more. Raises UsageError (the folder
+    holds another plan, or is in use), EnvironmentRefuses, KeyboardInterrupt.
     """
     try:
         (out / "cells").mkdir(parents=True, exist_ok=True)
@@ -142,6 +162,10 @@ def run(
             "weights": {spec: found.label for spec, found in prepared.weights.items()},
         }
         done = finished(out, [cell.key for cell in prepared.cells])
+        if retry_failed:
+            for key in [key for key, status in done.items() if status in ("crash", "timeout")]:
+                (out / "cells" / f"{key}.parquet").unlink()
+                del done[key]
         on_event({"event": "resume", "done": len(done), "cells": len(prepared.cells)})
         supervisor = Supervisor(out, prepared.plan.settings, common, on_event, dict(done))
         try:
@@ -190,7 +214,7 @@ def _manifest(prepared: Prepared, out: Path) -> dict[str, Any]:
     if path.exists():
         try:
             old = json.loads(path.read_text(encoding="utf-8"))
-            same, created, name = old["plan"] == plan, old["created"], old["run"]
+            same, created, name = _comparable(old["plan"]) == _comparable(plan), old["created"], old["run"]
         except (OSError, ValueError, KeyError, TypeError):
             raise UsageError(f"{path} is not a readable run manifest; choose another --out.") from None
         if not same:
@@ -211,6 +235,7 @@ def _manifest(prepared: Prepared, out: Path) -> dict[str, Any]:
             "sha256": text.sha256,
             "documents": len(text.documents),
         },
+        "suites": prepared.notes,
         "weights": {
             name: {k: card.get(k) for k in ("sha256", "parameters", "tokens", "notes", "command", "commit")}
             for found in prepared.weights.values()
@@ -219,6 +244,12 @@ def _manifest(prepared: Prepared, out: Path) -> dict[str, Any]:
     }
     write_atomic(path, (json.dumps(manifest, indent=1) + "\n").encode())
     return manifest
+
+
+def _comparable(plan: dict[str, Any]) -> dict[str, Any]:
+    """A plan without what may change between two sessions of one run."""
+    settings = {key: value for key, value in plan["settings"].items() if key != "timeout_s"}
+    return plan | {"settings": settings}
 
 
 @contextlib.contextmanager

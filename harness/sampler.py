@@ -169,7 +169,7 @@ class Sampler:
         self.out.unlink(missing_ok=True)  # what an interrupted run left must not pass for this one's
         # The sampler of this checkout, wherever the working directory is.
         path = os.pathsep.join([str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")])
-        command = [sys.executable, "-m", "harness.sampler", "--pid", str(pid), "--out", str(self.out)]
+        command = [sys.executable, "-P", "-m", "harness.sampler", "--pid", str(pid), "--out", str(self.out)]
         pipe = subprocess.PIPE
         self._process = subprocess.Popen(
             [*command, "--parent-pid", str(os.getpid()), *self._arguments],

@@ -12,29 +12,32 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bar
 from rich.table import Table
 
-from .metrics import format_bytes
-from .plan import Cell
+from .metrics import NOTHING, format_bytes
+from .plan import Job
 from .runner import Prepared
 
 #: Wide enough for the verdict where output goes to a file.
 console = Console(width=None if Console().is_terminal else 160)
 
 
-def plan_table(prepared: Prepared, predict: Callable[[Cell], tuple[int, int]]) -> None:
-    """Jobs in the order in which they would run, with the largest cell's predicted bytes."""
+def plan_table(prepared: Prepared, predict: Callable[[Job], tuple[int, int] | None]) -> None:
+    """Jobs in the order in which they would run.
+
+    `predict` gives the bytes of all weights that a job's process holds together and of its largest
+    cache, or None where nobody can say.
+    """
     jobs = prepared.jobs(set())
     table = Table("job", "suite", "architectures", "cells", "weights, predicted", "largest cache, predicted")
     for job in jobs:
         cells = [cell for group in job.groups for cell in group]
-        sizes = [predict(cell) for cell in job.groups[-1]]  # groups ascend in size
+        sizes = predict(job)
         specs = list(dict.fromkeys(cell.architecture for cell in cells))
         table.add_row(
             job.id,
             cells[0].suite,
             "\n".join(specs),
             str(len(cells)),
-            format_bytes(max(weights for weights, _ in sizes)),
-            format_bytes(max(cache for _, cache in sizes)),
+            *((NOTHING, NOTHING) if sizes is None else map(format_bytes, sizes)),
         )
     console.print(table)
     text = prepared.text.label if prepared.text else "none needed"
@@ -90,7 +93,7 @@ class Progress:
 
 
 def summary_table(folder: Path) -> None:
-    """The report's verdict as a table in the terminal."""
+    """The report's verdict as a table in the terminal, with what must be said below it."""
     from .report import load_run, summary
 
     for section in summary(load_run(folder)):
@@ -98,3 +101,5 @@ def summary_table(folder: Path) -> None:
         for row in section.rows:
             table.add_row(*row)
         console.print(table)
+        for note in section.notes:
+            console.print(note, markup=False, highlight=False)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from .environment import ROOT
+from .machine_limits import oom_kills
 from .plan import Cell, Job, Settings
 from .rows import base_row, failure_row
 from .sampler import Sampler, write_telemetry
@@ -138,6 +139,7 @@ class _Listener:
     ) -> None:
         self.supervisor, self.process, self.marks, self.cells = supervisor, process, marks, cells
         self.flying: str | None = None
+        self.oom_kills_before = oom_kills()
         self.phase: str | None = "load"
         self.deadline = time.monotonic() + max(STARTUP_S, supervisor.settings.timeout_s)
 
@@ -189,17 +191,19 @@ class _Listener:
     def _died(self, code: int, words: list[str]) -> str | None:
         if code < 0:
             name = signal.Signals(-code).name
-            hint = " (the system may have run out of memory)" if -code == signal.SIGKILL else ""
-            return self._blame("crash", f"the worker was ended by {name}{hint}")
+            if -code == signal.SIGKILL and (oom_kills() or 0) > (self.oom_kills_before or 0):
+                return self._blame("oom", f"the system ran out of memory and ended a process by {name}")
+            return self._blame("crash", f"the worker was ended by {name}")
         last = words[-1] if words else "no message"
         return self._blame("crash", f"the worker ended with exit code {code}: {last}")
 
     def _blame(self, status: str, message: str) -> str | None:
-        """The cell in flight takes the blame, or the next one; what is settled keeps its rows."""
-        settled = self.supervisor.statuses
-        key = self.flying
-        if key is None or key in settled:
-            key = next((key for key in self.cells if key not in settled), None)
-        if key is not None:
-            self.supervisor.record_failure(self.cells[key], status, message, self.phase)
-        return key
+        """The cell in flight takes the blame; between two cells nobody does, and a fresh worker goes on.
+
+        Raises EnvironmentRefuses if no cell was ever begun: that is no cell's fault.
+        """
+        if self.flying is None:
+            raise EnvironmentRefuses(f"A worker ended before it measured anything ({message}).")
+        if self.flying not in self.supervisor.statuses:
+            self.supervisor.record_failure(self.cells[self.flying], status, message, self.phase)
+        return self.flying

@@ -20,8 +20,10 @@ from typing import Any
 import pyarrow as pa
 
 from .environment import checkout, cpu_model
+from .loading import check_device
 from .store import write_table
 
+FAMILY_LENGTHS, FAMILY_SHARES = (256, 512, 1024, 2048), (0.4, 0.3, 0.2, 0.1)
 #: Compressors need long sequences: trained on 1,024 tokens only (6 compressions) they blew up at 8,192
 #: (DECISIONS.md has the tries).
 LOCOCO_TOKENS, LOCOCO_LR, LOCOCO_TOKENS_PER_STEP = 6_000_000, 3e-3, 4096
@@ -49,11 +51,11 @@ def train(
 
     import models
     from models import checkpoint
-    from models.compressor_training import fit_compressors
+    from models.compressor_training import by_blocks, freeze_all_but_compressors
     from models.initialisation import INDUCTION_NOTE
     from models.shapes import SHAPES
     from models.spec import SpecError, split_spec
-    from models.training import Recipe, fit, prepare
+    from models.training import fit, prepare
     from models.training_log import summarise
     from suites.text import load_books
     from suites.training_mix import TrainingMix
@@ -64,6 +66,7 @@ def train(
     kind = split_spec(spec)[0]
     if kind not in ("transformer", "yoco", "lococo"):
         raise SpecError(f"'{kind}' has no weights of its own; train transformer, yoco or lococo.")
+    check_device(device)
     torch.set_num_threads(threads)
     torch.manual_seed(seed)
     books, hashes = load_books(data)
@@ -78,29 +81,25 @@ def train(
         )
 
     start = time.monotonic()
+    recipe, lengths, shares = recipe_of(kind, tokens, seed, induction_heads)
+    mix_seed = seed + 1 if kind == "lococo" else seed  # compressors see other sequences than their base did
+    mix = TrainingMix([book for _, book in books], mix_seed, recipe.tokens_per_step, lengths, shares)
     if kind == "lococo":
         base, base_card = checkpoint.load("transformer", folders)
         compressors = {k: v for k, v in model.state_dict().items() if k.startswith("compressors.")}
         checkpoint.assign(model, base | compressors, "transformer")
-        recipe = Recipe(
-            total_tokens=tokens or LOCOCO_TOKENS, tokens_per_step=LOCOCO_TOKENS_PER_STEP, autocast_bf16=False,
-            adamw_lr=LOCOCO_LR, betas=(0.9, 0.999), weight_decay=0.0, seed=seed, induction_heads=0,
+        freeze_all_but_compressors(model)
+        log = fit(
+            model, mix.batch, recipe, device=device, on_log=on_log,
+            checkpoint_path=out / f"{name}.training.pt", backward=by_blocks,
         )  # fmt: skip
-        mix = TrainingMix(
-            [book for _, book in books], seed + 1, recipe.tokens_per_step, LOCOCO_LENGTHS, LOCOCO_SHARES
-        )
-        log = fit_compressors(model, mix.batch, recipe, device=device, on_log=on_log)
         state = {k: v for k, v in model.state_dict().items() if k.startswith("compressors.")}
         notes = (
             "Compressors on the frozen 'transformer' weights (trainable=compressor), trained block by block "
             f"through the measured cache; base weights sha256 {base_card['sha256']}. {base_card['notes']}"
         )
     else:
-        recipe = Recipe(
-            total_tokens=tokens or Recipe.total_tokens, seed=seed, induction_heads=induction_heads
-        )
         prepare(model, recipe)
-        mix = TrainingMix([book for _, book in books], seed, recipe.tokens_per_step)
         log = fit(
             model, mix.batch, recipe, device=device, on_log=on_log,
             checkpoint_path=out / f"{name}.training.pt",
@@ -132,6 +131,29 @@ def train(
     )
     (out / f"{name}.training.pt").unlink(missing_ok=True)
     return out / f"{name}.json"
+
+
+def recipe_of(
+    kind: str, tokens: int | None, seed: int, induction_heads: int
+) -> tuple[Any, tuple[int, ...], tuple[float, ...]]:
+    """Recipe, sequence lengths and their shares of one kind of training. Raises ValueError."""
+    from models.training import Recipe
+
+    if kind == "lococo":
+        recipe = Recipe(
+            total_tokens=LOCOCO_TOKENS if tokens is None else tokens,
+            tokens_per_step=LOCOCO_TOKENS_PER_STEP,
+            autocast_bf16=False,
+            adamw_lr=LOCOCO_LR,
+            betas=(0.9, 0.999),
+            weight_decay=0.0,
+            seed=seed,
+            induction_heads=0,
+        )
+        return recipe, LOCOCO_LENGTHS, LOCOCO_SHARES
+    total = Recipe.total_tokens if tokens is None else tokens
+    recipe = Recipe(total_tokens=total, seed=seed, induction_heads=induction_heads)
+    return recipe, FAMILY_LENGTHS, FAMILY_SHARES
 
 
 def _command(spec: str, tokens: int | None, seed: int, induction_heads: int) -> str:

@@ -38,6 +38,7 @@ class Worker:
         self.job, self.settings = job, Settings(**job["settings"])
         self.out = Path(job["out"])
         self.models: dict[str, Any] = {}
+        self.shared: dict[tuple[str, str], Any] = {}
         self.load_s: dict[str, float] = {}
         self.phase = "load"
         # Whatever a model or a library prints must not get between the events: it goes to stderr.
@@ -127,42 +128,23 @@ class Worker:
         )  # fmt: skip
 
     def measure(self, cell: Cell, repeat: int | None) -> list[Row]:
-        """One execution of a cell, in batches of at most `settings.batch` requests (latency: all at once)."""
+        """One execution of a cell."""
         import suites
 
-        from .execute import execute
-        from .rows import case_rows, cost_rows, model_rows, with_evictions
+        from .measure import Measurement
 
         self.phase = "load"
+        if self.settings.device.startswith("cuda"):
+            import torch
+
+            torch.cuda.empty_cache()  # else NVML shows the previous cell's pool
         model = self.model(cell.architecture)
-        suite = suites.load(cell.suite, self.context)
-        cases = list(suite.cases(cell.axes))
-        size = len(cases) if suite.interleaved else self.settings.batch
-        rows: list[Row] = []
-        evicted: list[int] = []
-        for start in range(0, len(cases), size):
-            batch = cases[start : start + size]
-            answers, readings = execute(
-                model, batch, self.context.tokenizer, self.settings.device,
-                prefill_chunk=self.settings.prefill_chunk,
-                on_phase=lambda phase: self.enter(phase, cell),
-            )  # fmt: skip
-            if repeat == -1:
-                return []
-            base = self.base(
-                cell,
-                batch=len(batch),
-                prompt_mode=prompt_mode(model, self.settings),
-                scoring_mode=readings.scoring_mode,
-                implementation=model.implementation,
-            )
-            if start == 0 and repeat in (None, 0):
-                rows += model_rows(base, model, self.load_s.pop(cell.architecture, None))
-            rows += cost_rows(base, model, readings, repeat)
-            if repeat in (None, 0):
-                rows += case_rows(base, suite, batch, answers, readings)
-            evicted += readings.evicted
-        return with_evictions(rows, evicted)
+        return Measurement(
+            model, suites.load(cell.suite, self.context), cell, self.settings, repeat,
+            base=self.base,
+            on_phase=lambda phase: self.enter(phase, cell),
+            load_s=self.load_s.pop(cell.architecture, None) if repeat in (None, 0) else None,
+        ).measure()  # fmt: skip
 
     def enter(self, phase: str, cell: Cell) -> None:
         self.phase = phase
@@ -174,15 +156,9 @@ class Worker:
             from .loading import load_model
 
             start = time.perf_counter()
-            self.models[spec] = load_model(spec, self.settings)
+            self.models[spec] = load_model(spec, self.settings, self.shared)
             self.load_s[spec] = time.perf_counter() - start
         return self.models[spec]
-
-
-def prompt_mode(model: Any, settings: Settings) -> str:
-    """How prompts met the policy; chunks change what a bulk policy does, so they are in the name."""
-    chunk = settings.prefill_chunk
-    return model.prompt_mode if chunk is None else f"{model.prompt_mode}, chunks of {chunk}"
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -194,7 +170,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, OSError) and error.errno == errno.ENOMEM:
         return True
     words = ("can't allocate memory", "cannot allocate memory", "out of memory", "not enough memory")
-    words += ("failed to map segment",)  # of a library
+    words += ("failed to map segment", "alloc_failed")  # of a library; of cuBLAS
     return isinstance(error, RuntimeError | ImportError) and any(word in str(error).lower() for word in words)
 
 

@@ -46,6 +46,10 @@ class Batch(Protocol):
     dense_mask_BT: np.ndarray  # bool; answers of dense recall
 
 
+#: (model, batch, device, recipe) -> sums for `Meters`; leaves the gradients in the parameters.
+Backward = Callable[[nn.Module, Batch, torch.device, "Recipe"], Tensor]
+
+
 @dataclass(frozen=True)
 class Recipe:
     """What decides the trained parameters, besides network and batches (`log_every_s` decides nothing)."""
@@ -102,15 +106,17 @@ def fit(
     on_log: Callable[[LogEntry], None] | None = None,
     checkpoint_path: Path | None = None,
     checkpoint_every_s: float = 60.0,
+    backward: Backward | None = None,
 ) -> list[LogEntry]:
     """Train `model` in place (frozen parameters stay) and return its log.
 
     With a `checkpoint_path` that exists the run goes on from there; a finished one is only loaded.
+    `backward` replaces the parallel forward and backward pass of a step (LoCoCo goes block by block).
     Ctrl-C finishes the step, writes the checkpoint and raises KeyboardInterrupt; a second Ctrl-C
     does not wait. Raises ValueError for a checkpoint of another recipe or network, or a batch of
     the wrong size; FloatingPointError if the loss diverges (the last good checkpoint stays).
     """
-    run = _Run(model.to(device), recipe, torch.device(device), checkpoint_path)
+    run = _Run(model.to(device), recipe, torch.device(device), checkpoint_path, backward or in_parallel)
     run.resume()
     saved_at = logged_at = time.monotonic()
     with _ctrl_c_deferred() as interrupted:
@@ -131,13 +137,48 @@ def fit(
     return run.log
 
 
+def in_parallel(model: nn.Module, batch: Batch, device: torch.device, recipe: Recipe) -> Tensor:
+    """Gradient of one batch through `forward`; returns the sums that `Meters` takes."""
+    tokens_BT1 = torch.as_tensor(batch.tokens_BT1).to(device)
+    with torch.autocast(device.type, torch.bfloat16, enabled=recipe.autocast_bf16):
+        logits_BTV = model(tokens_BT1[:, :-1])
+    loss, sums = weighted_loss(logits_BTV.float(), tokens_BT1[:, 1:], batch, slice(None), device)
+    loss.backward()
+    return sums
+
+
+def weighted_loss(
+    logits_BTV: Tensor, target_BT: Tensor, batch: Batch, part: slice, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """sum(weight * cross entropy) over the columns `part`, and the seven sums for `Meters` (no gradient)."""
+    weight_BT, answer_BT, dense_BT = (
+        torch.as_tensor(array[:, part]).to(device)
+        for array in (batch.loss_weight_BT, batch.answer_mask_BT, batch.dense_mask_BT)
+    )
+    nats_BT = F.cross_entropy(logits_BTV.mT, target_BT, reduction="none")
+    loss = (weight_BT * nats_BT).sum()
+    with torch.no_grad():
+        correct_BT = logits_BTV.argmax(-1) == target_BT
+        ordinary_BT = (weight_BT > 0) & ~answer_BT & ~dense_BT
+        sums = [loss, (nats_BT * ordinary_BT).sum(), ordinary_BT.sum()]
+        for mask_BT in (answer_BT, dense_BT):
+            sums += [(correct_BT & mask_BT).sum(), mask_BT.sum()]
+        return loss, torch.stack([part.detach().float() for part in sums])
+
+
 class _Run:
     """The state of one training; everything that a checkpoint holds."""
 
     def __init__(
-        self, model: nn.Module, recipe: Recipe, device: torch.device, checkpoint_path: Path | None
+        self,
+        model: nn.Module,
+        recipe: Recipe,
+        device: torch.device,
+        checkpoint_path: Path | None,
+        backward: Backward,
     ) -> None:
         self.model, self.recipe, self.device, self.path = model, recipe, device, checkpoint_path
+        self.backward = backward
         groups = parameter_groups(model)
         self.others = groups.decay + groups.no_decay
         self.optimisers: dict[str, torch.optim.Optimizer] = {}
@@ -162,21 +203,14 @@ class _Run:
 
     def advance(self, batch: Batch) -> None:
         """One optimiser step."""
-        tokens_BT1 = torch.as_tensor(batch.tokens_BT1).to(self.device)
-        input_BT, target_BT = tokens_BT1[:, :-1], tokens_BT1[:, 1:]
-        if input_BT.numel() != self.recipe.tokens_per_step:
+        tokens = batch.tokens_BT1[:, 1:].size
+        if tokens != self.recipe.tokens_per_step:
             raise ValueError(
-                f"batch {self.step} has {input_BT.numel()} tokens, the recipe {self.recipe.tokens_per_step}."
+                f"batch {self.step} has {tokens} tokens, the recipe {self.recipe.tokens_per_step}."
             )
-        weight_BT = torch.as_tensor(batch.loss_weight_BT).to(self.device)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.autocast_bf16):
-            logits_BTV = self.model(input_BT)
-        logits_BTV = logits_BTV.float()
-        nats_BT = F.cross_entropy(logits_BTV.mT, target_BT, reduction="none")
-        loss = (weight_BT * nats_BT).sum()
         for optimiser in self.optimisers.values():
             optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        sums = self.backward(self.model, batch, self.device, self.recipe)
         # Muon's update has the same size whatever the gradient: only AdamW's group can be clipped.
         if self.others:
             nn.utils.clip_grad_norm_(self.others, self.recipe.clip)
@@ -185,19 +219,8 @@ class _Run:
             for group in optimiser.param_groups:
                 group["lr"] = share * self.highest_lr[name]
             optimiser.step()
-        self._note(loss, nats_BT, logits_BTV.argmax(-1) == target_BT, batch)
+        self.meters.pending.append((batch.tokens_BT1.shape[1] - 1, sums))
         self.step += 1
-
-    @torch.no_grad()
-    def _note(self, loss: Tensor, nats_BT: Tensor, correct_BT: Tensor, batch: Batch) -> None:
-        """Leave the step's sums with the meters, still on the device."""
-        answer_BT = torch.as_tensor(batch.answer_mask_BT).to(self.device)
-        dense_BT = torch.as_tensor(batch.dense_mask_BT).to(self.device)
-        ordinary_BT = (torch.as_tensor(batch.loss_weight_BT).to(self.device) > 0) & ~answer_BT & ~dense_BT
-        sums = [loss, (nats_BT * ordinary_BT).sum(), ordinary_BT.sum()]
-        for mask_BT in (answer_BT, dense_BT):
-            sums += [(correct_BT & mask_BT).sum(), mask_BT.sum()]
-        self.meters.pending.append((nats_BT.shape[1], torch.stack([part.float() for part in sums])))
 
     def log_entry(self) -> LogEntry:
         """Append and return the entry of the step just made."""

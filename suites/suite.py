@@ -8,14 +8,15 @@
 A Case either *generates* (greedy, until a stop string or `max_new_tokens`) or is *forced*: its
 continuation is fed through the same cache and each of its tokens is scored exactly once, from the
 logits of the token before it. `step_forced` asks that the forced tokens go one at a time through
-`decode` (latency of generation at an exact length); otherwise they go through `extend`.
+`decode` (latency of generation at an exact length); otherwise they go through `extend`. With
+`scored=False` a stepped continuation leaves no log-probabilities (NaN), and its memory peak no logits.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -38,6 +39,7 @@ class Case:
     prompt: tuple[int, ...]
     forced: tuple[int, ...] | None = None
     step_forced: bool = False
+    scored: bool = True
     max_new_tokens: int = 0
     stop: tuple[str, ...] = ()
     axes: Axes = field(default_factory=dict)
@@ -88,6 +90,8 @@ class Suite:
     axis: ClassVar[str] = "quality"
     #: Latency suites are timed: several architectures share one process, repeats interleaved.
     interleaved: ClassVar[bool] = False
+    #: Whether another library drives: then `drive` is called instead of `cells().cases()` and `score`.
+    driven: ClassVar[bool] = False
     #: Whether cases() reads `context.text`.
     needs_text: ClassVar[bool] = True
 
@@ -105,6 +109,14 @@ class Suite:
 
     def score(self, case: Case, answer: Answer) -> dict[str, float]:
         """Metrics of one Case; names must stand in `harness.metrics` or are drawn as plain numbers."""
+        raise NotImplementedError
+
+    def drive(self, cell: Axes, run: Callable[[Sequence[Case]], list[Answer]]) -> dict[str, float]:
+        """Let a library ask: it turns its requests into Cases and calls `run`, as often as it likes.
+
+        `run` executes the Cases through the cache under test and returns their Answers in order; cost
+        and evictions are recorded on the way. Returns the metrics of the whole cell.
+        """
         raise NotImplementedError
 
     def notes(self) -> dict[str, str]:

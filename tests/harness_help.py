@@ -107,9 +107,13 @@ class Bench:
             cwd=self.cwd, env=self.environment, text=True, stdout=pipe, stderr=pipe,
         )  # fmt: skip
 
-    def run(self, *arguments: str) -> Done:
+    def run(self, *arguments: str, give_up_s: float = 400.0) -> Done:
+        """Start it and wait. `give_up_s` only keeps a hanging run from hanging the tests."""
         process = self.start(*arguments)
-        out, err = process.communicate()
+        try:
+            out, err = process.communicate(timeout=give_up_s)
+        finally:
+            process.kill()
         return Done(process.returncode, out, err)
 
     def ask(self, *arguments: str) -> Done:

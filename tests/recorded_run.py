@@ -34,7 +34,10 @@ CONTEXTS = (256, 512, 1024)
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 PG19_TEXT = "pg19:test@0123456789ab"
 OTHER_TEXT = "bundled:pydoc_data.topics@ba9876543210"
+UNVERIFIED_TEXT = "pg19:test-unverified@00ba9876543d"
 BYTES_PER_TOKEN = 1024.0
+#: What a suite that runs once and cold reports as its prefill: nothing that may reach a verdict.
+COLD_S = 7.77
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,10 @@ class Fixture:
     telemetry: bool = True
     gpu: bool = False
     toy: bool = False
+    batches: tuple[int, ...] = (1,)
+    broken: str = ""  # name of a suite all of whose cells fail
+    weights_notes: str = "trained from a hand-set induction-head initialisation"
+    protocols: bool = False
 
 
 def write_run(folder: Path, *, with_failures: bool = True, name: str = "invented", **changes: object) -> Path:
@@ -63,7 +70,7 @@ def write_run(folder: Path, *, with_failures: bool = True, name: str = "invented
                 key = f"{len(cells):04d}{fixture.axis[0]}"
                 base = _base(name, key, architecture, suite, fixture)
                 rows = list(_cell(base, axes, fixture, numbers))
-                if with_failures and (status := _failure(architecture, suite, axes)):
+                if with_failures and (status := _failure(architecture, suite, axes, fixture)):
                     rows = [
                         replace(
                             base, axes=axes_json(axes), metric="failure", value=math.nan, unit="", **status
@@ -82,12 +89,12 @@ def _grid(suite: str, fixture: Fixture) -> list[dict[str, float]]:
         return [{"length": c, "depth": d} for c in fixture.contexts for d in DEPTHS]
     if suite.startswith("pg19"):
         return [{"context": max(fixture.contexts)}]
-    return [{"context": c, "batch": 1} for c in fixture.contexts]
+    return [{"context": c, "batch": b} for c in fixture.contexts for b in fixture.batches]
 
 
 def _base(run: str, key: str, architecture: str, suite: str, fixture: Fixture) -> Row:
     trained = fixture.axis == "quality"
-    text = None if suite == "decode" else fixture.text
+    text = None if suite.startswith("decode") else fixture.text
     return Row(
         run=run,
         cell=key,
@@ -113,13 +120,14 @@ def _base(run: str, key: str, architecture: str, suite: str, fixture: Fixture) -
 def _cell(base: Row, axes: dict[str, float], fixture: Fixture, numbers: random.Random) -> Iterator[Row]:
     context = float(axes.get("context") or axes["length"])
     base = replace(base, axes=axes_json(axes), **_evictions(base.architecture, context))
-    yield _number(base, "cache_bytes_live", _cache_bytes(base.architecture, context))
-    if base.suite == "decode":
-        yield from _decode(base, context, fixture.steps, numbers)
-    elif base.suite.startswith("needle"):
-        yield from _needle(base, axes, context, numbers)
+    if base.suite.startswith("decode"):
+        yield from _decode(base, context, int(axes["batch"]), fixture.steps, numbers)
     else:
-        yield from _books(base, numbers)
+        yield _number(base, "cache_bytes_live", _cache_bytes(base.architecture, context))
+        yield _number(base, "prefill_s", COLD_S, phase="prefill")
+        yield _number(base, "foreign_cpu_share", 0.9)
+        scored = _needle(base, axes, context, numbers) if base.suite.startswith("needle") else None
+        yield from scored or _books(base, numbers)
     if fixture.toy:
         yield replace(base, metric="toy_wonder", value=4.25, unit="furlongs")
 
@@ -146,13 +154,12 @@ def _cache_bytes(architecture: str, context: float) -> float:
     return round(held * BYTES_PER_TOKEN * extra)
 
 
-def _decode(base: Row, context: float, steps: int, numbers: random.Random) -> Iterator[Row]:
-    live = _cache_bytes(base.architecture, context)
+def _decode(base: Row, context: float, batch: int, steps: int, numbers: random.Random) -> Iterator[Row]:
+    live = batch * _cache_bytes(base.architecture, context)
     slow = {"tova": 2.6, "lococo": 1.4, "yoco": 0.6}.get(base.architecture.split(":")[0], 1.0)
-    yield _number(base, "cache_bytes_predicted", live, phase="predicted")
+    yield _number(base, "cache_bytes_predicted", live, repeat=0, phase="predicted")
     yield _number(base, "load_s", 0.21, phase="load")
     yield _number(base, "weights_bytes", 3_300_000.0)
-    yield _number(base, "foreign_cpu_share", 0.18)
     if base.architecture.startswith("lococo"):
         yield _number(base, "lococo_alpha", 0.31)
         yield _number(base, "compressions", context // 64)
@@ -160,11 +167,17 @@ def _decode(base: Row, context: float, steps: int, numbers: random.Random) -> It
         noise = numbers.uniform(0.97, 1.05)
         prefill = slow * noise * (context * 2e-5 + context**2 * 9e-9)
         yield _number(base, "prefill_s", prefill, repeat=repeat, phase="prefill")
+        yield _number(base, "cache_bytes_live", live, repeat=repeat, phase="continuation")
+        yield _number(base, "foreign_cpu_share", 0.18, repeat=repeat)
         yield _number(base, "peak_prefill_bytes", 3.1e8 + live, repeat=repeat, phase="prefill")
+        yield _number(base, "peak_decode_bytes", math.nan, repeat=repeat, message="no peak can be read here")
+        total_s = 0.0
         for step in range(steps):
             burst = 4.0 if base.architecture.startswith("lococo") and step % 8 == 7 else 1.0
             value = (6e-4 + live * 9e-10) * noise * burst * numbers.uniform(0.98, 1.06)
             yield _number(base, "decode_step_s", value, repeat=repeat, step=step, phase="decode")
+            total_s += value
+        yield _number(base, "decode_tokens_per_s", batch * steps / total_s, repeat=repeat, phase="decode")
 
 
 def _needle(base: Row, axes: dict[str, float], context: float, numbers: random.Random) -> Iterator[Row]:
@@ -195,7 +208,11 @@ def _books(base: Row, numbers: random.Random) -> Iterator[Row]:
             yield _number(base, metric, value, case=book, scoring_mode="cache-extend")
 
 
-def _failure(architecture: str, suite: str, axes: dict[str, float]) -> dict[str, str] | None:
+def _failure(
+    architecture: str, suite: str, axes: dict[str, float], fixture: Fixture
+) -> dict[str, str] | None:
+    if suite.split(":")[0] == fixture.broken:
+        return {"status": "oom", "phase": "prefill", "message": "killed, like all of its suite"}
     if architecture.startswith("lococo") and suite == "decode" and axes["context"] == 1024:
         message = "the worker was killed at its memory limit of 2.0 GiB"
         return {"status": "oom", "phase": "prefill", "message": message}
@@ -274,12 +291,15 @@ def _manifest(folder: Path, name: str, cells: list[dict], fixture: Fixture) -> N
         "plan": asdict(fixture),
         "cells": cells,
         "machine": machine,
-        "text": {"source": source, "sha256": digest * 5, "bytes": 1_200_000, "kind": source.split(":")[0]},
-        "weights": {
-            "reference": {
-                "sha256": "00ff" * 16,
-                "notes": "trained from a hand-set induction-head initialisation",
-            }
+        "text": {
+            "source": source,
+            "sha256": digest * 5,
+            "bytes": 1_200_000,
+            "kind": source.split(":")[0],
+            "label": fixture.text,
         },
+        "weights": {"reference": {"sha256": "00ff" * 16, "notes": fixture.weights_notes}},
     }
+    if fixture.protocols:
+        manifest["suites"] = {suite: {"protocol": f"<how> {suite} asks"} for suite in fixture.suites}
     (folder / "run.json").write_text(json.dumps(manifest), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""What misbehaves gets its row and the sweep goes on: toys that die in every way we know, in real processes."""
+"""What misbehaves gets its row and the sweep goes on: toys that die in every way we know, each for real."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import errno
 import os
 import signal
 import subprocess
+import sys
+import tempfile
 import threading
 from pathlib import Path
 
@@ -13,7 +15,11 @@ import pandas as pd
 import pytest
 from harness_help import Bench, Done, cells, one_sentence, processes_of, rows, wait_for
 
-pytestmark = pytest.mark.full
+from harness.plan import Cell, Settings
+from harness.store import read_table
+from harness.supervise import Supervisor, _Listener
+
+full = pytest.mark.full
 
 SIZES = ("--shape", "tiny", "--suite", "decode:new_tokens=2", "--contexts", "32,64,96", "--repeats", "1")
 LIMIT = 3 << 30
@@ -69,6 +75,7 @@ EXPECTED = {
 }
 
 
+@full
 @pytest.mark.parametrize("name", EXPECTED)
 def test_a_failure_is_a_row_with_status_message_and_phase(broken, name):
     status, words = EXPECTED[name]
@@ -88,6 +95,7 @@ def test_a_failure_is_a_row_with_status_message_and_phase(broken, name):
     }  # fmt: skip
 
 
+@full
 def test_partners_of_a_failed_cell_are_measured_all_the_same(broken):
     _, table = broken
     partner = table[table.architecture == "transformer"]
@@ -95,6 +103,7 @@ def test_partners_of_a_failed_cell_are_measured_all_the_same(broken):
     assert len(partner[partner.metric == "prefill_s"]) == 3
 
 
+@full
 def test_crashes_and_timeouts_end_with_exit_code_1(bench, broken):
     done, _ = broken
     assert done.code == 1
@@ -103,6 +112,7 @@ def test_crashes_and_timeouts_end_with_exit_code_1(bench, broken):
     assert "aborts" in done.out and processes_of(bench.cwd / "broken") == []
 
 
+@full
 def test_a_failed_cell_is_not_tried_again_and_still_counts(bench, broken):
     """It is an outcome; whoever wants another try takes another --out or mends the code."""
     before = cells(bench.cwd / "broken")
@@ -111,6 +121,7 @@ def test_a_failed_cell_is_not_tried_again_and_still_counts(bench, broken):
     assert again.code == 1 and cells(bench.cwd / "broken") == before
 
 
+@full
 def test_out_of_memory_is_a_measured_outcome(bench):
     """A real limit of the kernel on the worker; the row is written although the memory is still held."""
     done = measure(bench, "full", "hogs", more=("--memory-limit-bytes", str(LIMIT)))
@@ -123,6 +134,7 @@ def test_out_of_memory_is_a_measured_outcome(bench):
     assert "oom" in done.out
 
 
+@full
 def test_no_memory_at_all_is_out_of_memory_too(bench):
     """A limit below what torch holds already: every cell has its row, none is lost to a traceback."""
     done = measure(bench, "none", more=("--memory-limit-bytes", "1000"))
@@ -156,6 +168,7 @@ if (HERE / "fill").exists():
 """
 
 
+@full
 def test_a_full_disk_loses_no_finished_cell(bench, small_disk):
     bench.toy("fills", FILL)
     (bench.here / "fill").write_text(str(small_disk / "filler"))
@@ -177,6 +190,7 @@ def test_a_full_disk_loses_no_finished_cell(bench, small_disk):
     assert (rows(run).status == "ok").all()
 
 
+@full
 def test_a_disk_that_is_full_from_the_start(bench, small_disk):
     with open(small_disk / "filler", "wb", buffering=0) as file, pytest.raises(OSError, match="space"):
         while True:
@@ -185,6 +199,7 @@ def test_a_disk_that_is_full_from_the_start(bench, small_disk):
     assert os.strerror(errno.ENOSPC) in sentence
 
 
+@full
 def test_a_package_of_the_same_name_in_the_working_directory_is_not_ours(bench, tmp_path: Path):
     """Another checkout, or somebody's `models` package, where the command is given."""
     for name in ("models", "harness", "suites"):
@@ -196,3 +211,54 @@ def test_a_package_of_the_same_name_in_the_working_directory_is_not_ours(bench, 
     finally:
         bench.cwd = before
     assert (done.code, len(cells(tmp_path / "run"))) == (0, 3), done.err
+
+
+# --- what a worker's last words are worth: a process that says them and ends ----------------------
+
+
+def last_words(tmp_path: Path, script: str) -> dict[str, str]:
+    """Statuses after a worker of cells a, b and c that ran `script`; `say` prints an event."""
+    code = (
+        "import json, os, signal, sys, time\n"
+        "def say(event, cell, **more):\n"
+        "    print(json.dumps({'event': event, 'cell': cell, 't_s': 0, **more}), flush=True)\n" + script
+    )
+    common = {"run": "r", "machine": "m", "text_label": None, "weights": {}}
+    supervisor = Supervisor(tmp_path, Settings("tiny", timeout_s=5), common)
+    cells = {key: Cell(key, "transformer", "decode", {"context": 1}) for key in "abc"}
+    with (
+        subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as process,
+        tempfile.TemporaryFile("w+") as errors,
+    ):
+        _Listener(supervisor, process, [], cells).listen(errors)
+    for key, status in supervisor.statuses.items():
+        if status in ("crash", "timeout"):
+            assert read_table(tmp_path / "cells" / f"{key}.parquet").column("status").to_pylist() == [status]
+    return supervisor.statuses
+
+
+DIE = "os.kill(os.getpid(), signal.SIGKILL)"
+
+
+@pytest.mark.parametrize(
+    ("script", "statuses"),
+    [
+        # Between two cells: the finished one keeps its rows, the next one takes the blame.
+        (f"say('start', 'a'); say('done', 'a'); {DIE}", {"a": "ok", "b": "crash"}),
+        (f"say('start', 'b'); {DIE}", {"b": "crash"}),
+        (f"say('start', 'a'); say('start', 'b'); say('done', 'a'); {DIE}", {"a": "ok", "b": "crash"}),
+        (DIE, {"a": "crash"}),
+        # After the last cell there is nobody left to blame.
+        (f"[say('done', c) for c in 'abc']; {DIE}", dict.fromkeys("abc", "ok")),
+        # The row of a cannot be written although b was started last: b is not to blame.
+        (
+            "[say('start', c) for c in 'ab']; say('failed', 'a', status='oom', message='m'); sys.exit(10)",
+            {"a": "oom"},
+        ),
+        # A quiet end in mid-work is no success.
+        ("say('start', 'a'); sys.exit(0)", {"a": "crash"}),
+        ("say('start', 'a'); say('done', 'a'); time.sleep(60)", {"a": "ok", "b": "timeout"}),
+    ],
+)
+def test_only_an_unfinished_cell_takes_the_blame(tmp_path, script, statuses):
+    assert last_words(tmp_path, script) == statuses

@@ -6,6 +6,7 @@ import dataclasses
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -123,6 +124,17 @@ def test_changed_text_is_other_cells(tmp_path, monkeypatch):
     assert with_text("a" * 300) == with_text("a" * 300) != with_text("b" * 300)
 
 
+def test_a_changed_shape_file_is_other_cells():
+    """Its name alone says nothing."""
+    content = "vocab = 256\ndim = 32\nnum_layers = 2\nnum_heads = 2\nnum_kv_heads = 2\nffn_dim = {}\n"
+
+    def with_width(width: int) -> list[str]:
+        Path("mine.toml").write_text(content.format(width))
+        return keys(shape="mine.toml")
+
+    assert with_width(32) == with_width(32) != with_width(64)
+
+
 def test_changed_weights_are_other_cells(monkeypatch):
     def with_label(label: str) -> list[str]:
         monkeypatch.setattr(runner, "weights_of", lambda spec, _: runner.Weights(label, {}, {}))
@@ -222,10 +234,10 @@ def test_the_demo_names_all_architectures_and_three_suites():
     "wrong",
     [
         {"threads": 0}, {"repeats": -1}, {"batch": 0}, {"replicates": 0}, {"timeout_s": 0},
-        {"timeout_s": -1.0},        {"timeout_s": float("nan")}, {"timeout_s": float("inf")}, {"prefill_chunk": 0},
-        {"memory_limit_bytes": 0}, {"dtype": "fp16"}, {"device": "tpu"}, {"device": "cuda:x"},
-        {"device": "cpu:0"}, {"threads": 1.5}, {"repeats": "3"}, {"repeats": True}, {"seed": None},
-        {"shape": 5}, {"interleave": 1},
+        {"timeout_s": -1.0}, {"timeout_s": float("nan")}, {"timeout_s": float("inf")},
+        {"prefill_chunk": 0}, {"memory_limit_bytes": 0}, {"dtype": "fp16"}, {"device": "tpu"},
+        {"device": "cuda:x"}, {"device": "cpu:0"}, {"threads": 1.5}, {"repeats": "3"}, {"repeats": True},
+        {"seed": None}, {"shape": 5}, {"interleave": 1},
     ],
 )  # fmt: skip
 def test_settings_out_of_range_or_of_another_type_are_refused(wrong):

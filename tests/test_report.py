@@ -55,7 +55,7 @@ class TestHonesty:
         assert (quality.axis, systems.axis) == ("quality", "systems")
         assert set(quality.rows["suite"]).isdisjoint(systems.rows["suite"])
         first, second = summary(load_run(run))
-        assert not {"prefill", "decode per token"} & {column.split("\n")[0] for column in first.columns}
+        assert not {"prefill", "decode step"} & {column.split("\n")[0] for column in first.columns}
         assert not {"needle, strict", "bits/byte"} & {column.split("\n")[0] for column in second.columns}
         text = build([run], tmp_path / "out").read_text(encoding="utf-8")
         for heading, body in re.findall(r"<section><h2>(.*?)</h2>(.*?)</section>", text, re.DOTALL):

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pyarrow as pa
 import pytest
-from recorded_run import SMALL, write_run
+from recorded_run import COLD_S, OTHER_TEXT, PG19_TEXT, SMALL, UNVERIFIED_TEXT, write_run
 
 from harness.metrics import METRICS, metric
-from harness.report import build, load_run
-from harness.report.groups import groups, language, language_sources
+from harness.plan import Cell, Job
+from harness.report import build, load_run, summary
+from harness.report.groups import groups, is_pg19, language, language_sources
+from harness.report.markdown import markdown
 from harness.report.statistics import language_totals, paired_difference_is_real, spread, wilson
-from harness.store import StoreError, read_table, write_table
+from harness.report.verdict import by_context
+from harness.show import plan_table, summary_table
+from harness.store import SCHEMA, StoreError, read_table, write_table
 
 
 class TestStatistics:
@@ -158,3 +164,143 @@ class TestLoading:
         write_table(run / "rows.parquet", pa.concat_tables(tables))
         shutil.rmtree(run / "cells")
         pd.testing.assert_frame_equal(load_run(run).rows, before)
+
+
+def page_of(tmp_path: Path, **changes) -> tuple[Path, str]:
+    run = write_run(tmp_path / "run", **{**SMALL, "telemetry": False, **changes})
+    return run, build([run], tmp_path / "out").read_text(encoding="utf-8")
+
+
+def section(page: str, heading: str) -> str:
+    return page.split(f"<h2>{heading}</h2>")[1].split("</section>")[0]
+
+
+class TestText:
+    def test_only_checked_books_are_pg19(self):
+        assert is_pg19(PG19_TEXT) and is_pg19("pg19:test@00unverified")  # the hash says nothing
+        for label in (UNVERIFIED_TEXT, OTHER_TEXT, "file:pg19:test@00", "pg19@00", "", None):
+            assert not is_pg19(label)
+
+    def test_unverified_books_are_nowhere_headed_pg19(self, tmp_path):
+        run, page = page_of(tmp_path, text=UNVERIFIED_TEXT)
+        (found,) = summary(load_run(run))
+        assert "bits/byte\nPG-19" not in "|".join(found.columns)
+        assert "not PG-19: pg19:test-unverified" in "|".join(found.columns)
+        assert any("pg19:test-unverified here, not PG-19" in note for note in found.notes)
+        assert "not PG-19" in page.split("<main>")[0] and "Bits/byte on PG-19" not in page
+
+
+class TestTimes:
+    cold = METRICS["prefill_s"].format(COLD_S)
+
+    def test_a_cold_execution_is_no_time(self, tmp_path):
+        run, page = page_of(tmp_path, suites=("needle:trials=10", "pg19"))
+        (found,) = summary(load_run(run))
+        names = [column.split("\n")[0] for column in found.columns]
+        assert "live cache" in names and not {"prefill", "decode step"} & set(names)
+        for heading in ("Verdict", "Cost"):
+            assert self.cold not in section(page, heading)
+            assert "No times here: nothing was timed repeatedly" in section(page, heading)
+        assert "Other processes used" not in page  # their load was read while the cold ones ran
+        assert self.cold in section(page, "All numbers")
+
+    def test_failed_timings_are_not_replaced_and_stay_visible(self, tmp_path):
+        run, page = page_of(tmp_path, broken="decode")
+        (found,) = summary(load_run(run))
+        columns = [column.split("\n")[0] for column in found.columns]
+        for name in ("prefill", "decode step"):
+            assert {row[columns.index(name)] for row in found.rows} == {"oom"}
+        assert "No times here: 4 of 4 timed cells failed" in "".join(found.notes)
+        assert self.cold not in section(page, "Verdict") + section(page, "Cost")
+        assert section(page, "Cost").split("<figure")[0].count(">oom<") == 4
+
+    def test_failed_timings_stay_beside_bytes_of_another_suite(self, tmp_path):
+        run, _ = page_of(tmp_path, broken="decode", suites=("decode", "pg19"))
+        (group,) = groups(load_run(run))
+        small = dict(by_context(group))[256.0]  # pg19 reports bytes at 512 alone
+        assert small.columns[1].startswith("live cache")
+        assert [row[1].text for row in small.rows] == ["oom", "oom"]
+
+    def test_the_rate_of_a_batch_stands_beside_its_step(self, tmp_path):
+        _, page = page_of(tmp_path, suites=("decode",), batches=(4,))
+        assert "decode rate" in section(page, "Verdict") and "tok/s" in section(page, "Verdict")
+        assert "Decode rate, batch 4" in section(page, "Cost")
+        _, page = page_of(tmp_path / "one", suites=("decode",))
+        assert "decode rate" not in section(page, "Verdict")
+
+
+class TestManySpecs:
+    def test_specs_that_are_not_shown_are_named(self, tmp_path):
+        suites = ("decode:contexts=256", "decode:contexts=512", "needle:trials=10", "needle:trials=9")
+        run, page = page_of(tmp_path, suites=suites)
+        (found,) = summary(load_run(run))
+        (note,) = [note for note in found.notes if note.startswith("Not shown here")]
+        assert suites[1] in note and suites[3] in note
+        assert suites[0] not in note and suites[2] not in note
+        assert suites[1] in section(page, "Cost") and suites[3] not in section(page, "Cost")
+        assert all(f"Every number of {suite}" in section(page, "All numbers") for suite in suites)
+
+    def test_a_spec_that_failed_altogether_is_named_too(self, tmp_path):
+        run = write_run(tmp_path, **SMALL, suites=("needle:trials=10", "needle:trials=9"))
+        for cell in load_run(run).cells:
+            if cell["suite"] == "needle:trials=10":
+                path = run / "cells" / f"{cell['key']}.parquet"
+                frame = read_table(path).to_pandas().assign(status="crash", metric="failure")
+                write_table(path, pa.Table.from_pandas(frame, schema=SCHEMA, preserve_index=False))
+        (found,) = summary(load_run(run))
+        assert any(note.startswith("Not shown here: needle:trials=10.") for note in found.notes)
+
+    def test_one_spec_of_each_kind_needs_no_word(self, tmp_path):
+        (found,) = summary(load_run(write_run(tmp_path, **SMALL)))
+        assert not any("Not shown" in note or "No times" in note for note in found.notes)
+
+
+class TestRemarks:
+    def test_protocols_are_shown_where_the_run_tells_them(self, tmp_path):
+        _, page = page_of(tmp_path, protocols=True)
+        body = section(page, "Protocols")
+        assert "<details>" in body and all(
+            f"&lt;how&gt; {suite} asks" in body for suite in ("decode", "pg19")
+        )
+        _, page = page_of(tmp_path / "silent")
+        assert "Protocols" not in page
+
+    def test_the_start_of_the_weights_follows_the_verdict_everywhere(self, tmp_path, capsys):
+        run = write_run(tmp_path, **SMALL)
+        summary_table(run)
+        assert "hand-set induction-head" in capsys.readouterr().out.split("└")[-1]
+        lines = markdown(load_run(run)).splitlines()
+        noted = [number for number, line in enumerate(lines) if "hand-set induction-head" in line]
+        assert len(noted) == 1 and lines[noted[0] - 1] == "" and not lines[noted[0]].startswith("|")
+        assert noted[0] > max(number for number, line in enumerate(lines) if line.startswith("|"))
+
+    @pytest.mark.parametrize("notes", ["Hand-set start: 2 heads.", "No hand-set start.", ""])
+    def test_figures_of_answers_say_it_and_no_others(self, tmp_path, notes):
+        _, page = page_of(tmp_path, weights_notes=notes, suites=("decode", "needle:trials=10", "pg19"))
+        figures = re.findall(r"<figure.*?</figure>", page, re.DOTALL)
+        said = [figure for figure in figures if "began with hand-set induction heads" in figure]
+        answers = [figure for figure in figures if re.search(r'aria-label="(needle|Needle|Bits)', figure)]
+        assert len(answers) == 4 and len(figures) > 4
+        assert said == (answers if notes.startswith("Hand-set") else [])
+
+    def test_a_peak_that_cannot_be_read_says_why(self, tmp_path):
+        _, page = page_of(tmp_path, suites=("decode",))
+        assert "Unknown here (peak, decode): no peak can be read here" in section(page, "All numbers")
+
+
+def test_plan_table_asks_once_per_job_and_admits_what_nobody_knows(capsys):
+    def job(name):
+        return Job(name, (tuple(Cell(f"{name}-{n}", f"arch{n}", f"suite-{name}", {}) for n in range(2)),))
+
+    jobs = [job("a"), job("b")]
+    prepared = SimpleNamespace(jobs=lambda done: jobs, text=None, cells=[None] * 4)
+    asked = []
+
+    def predict(job):
+        asked.append(job.id)
+        return (3 << 20, 5 << 10) if job.id == "a" else None
+
+    plan_table(prepared, predict)
+    known, unknown = [line for line in capsys.readouterr().out.splitlines() if "suite-" in line]
+    assert asked == ["a", "b"]
+    assert "3.00 MiB" in known and "5.00 KiB" in known and unknown.count("–") == 2

@@ -206,6 +206,7 @@ def cut(tmp_path_factory):
     bench = Bench(tmp_path_factory.mktemp("cut"))
     bench.toy("hangs", HANG)
     yield bench
+    (bench.here / "hang").unlink(missing_ok=True)
     bench.close()
 
 
@@ -231,7 +232,7 @@ def test_ctrl_c_and_kill_lose_only_the_cell_in_flight(cut):
     process = until_it_hangs(cut)
     finished = cells(run)
 
-    twin = cut.ask(*INTERRUPTED)
+    twin = cut.run(*INTERRUPTED, give_up_s=60)
     assert "in use by another" in one_sentence(twin, 2)
     assert process.poll() is None and cells(run) == finished
 

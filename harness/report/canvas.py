@@ -169,6 +169,12 @@ def legend(fig: Figure, used: dict[str, Style], lines: bool = True) -> None:
     fig.legend(handles=handles, loc="outside lower left", ncols=columns, columnspacing=1.2, handlelength=2.4)
 
 
+def footnote(fig: Figure, text: str) -> None:
+    """One line of small print below the axes; nothing for an empty text."""
+    if text:
+        fig.supxlabel(text, x=0.02, ha="left", fontsize=6.5, color=MUTED)
+
+
 def tick(text: str) -> str:
     """A tick's label without the zeros of three significant digits: "2.00 ms" -> "2 ms"."""
     number, _, unit = text.partition(" ")

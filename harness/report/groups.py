@@ -5,7 +5,8 @@
 
 Within a group, language modelling is split once more by the text that was read (`language_sources`):
 bits per byte of two texts do not compare. Cost numbers are taken from one suite (`cost_rows`), never pooled
-over suites, because a needle's prompt is not timed with the care of `decode`.
+over suites. Times are taken only from executions that were warmed up and repeated: a needle's prompt is
+run once and cold. Bytes are exact wherever they are counted.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from functools import lru_cache
 
 import pandas as pd
 
+from ..metrics import metric as metric_of
 from .load import Run
 from .statistics import Spread, language_totals, spread
 
@@ -25,8 +27,16 @@ NEVER_EVICT = ("transformer", "yoco")
 CONTEXT_AXES = ("context", "length", "tokens")
 #: Context of a row whose suite does not state one (a number, because NaN is no key).
 NO_CONTEXT = -1.0
-#: The suite whose business is timing; other suites' cost rows are used only where it did not run.
+#: The suite whose business is timing; bytes of other suites are used only where it reports none.
 TIMING_SUITE = "decode"
+COST_METRICS = (
+    "cache_bytes_live",
+    "cache_bytes_predicted",
+    "prefill_s",
+    "decode_step_s",
+    "decode_tokens_per_s",
+)
+TIME_METRICS = ("prefill_s", "decode_step_s", "decode_tokens_per_s")
 AXIS_NAMES = {"quality": "trained weights", "systems": "random weights"}
 UNKNOWN_TEXT = "unknown text"
 LANGUAGE_COUNTS = ("nll_nats", "num_bytes", "num_tokens", "num_words")
@@ -93,9 +103,31 @@ def context_of(axes: str) -> float | None:
     return next((value for value in found if value is not None), None)
 
 
+def is_timed(metric: str) -> bool:
+    """Whether a metric depends on the moment, so that one cold execution is no measurement of it."""
+    return metric == "foreign_cpu_share" or metric_of(metric).unit in ("s", "tokens/s")
+
+
+def timing_suites(group: Group) -> list[str]:
+    """Spec strings of `decode` and of whatever else warmed up and repeated, in plan order."""
+    timed = group.rows["repeat"].notna() | (group.rows["suite_name"] == TIMING_SUITE)
+    return list(dict.fromkeys(group.rows.loc[timed, "suite"]))
+
+
+def failure_suites(group: Group, metric: str) -> set[str]:
+    """Suites whose failed cells stand beside a cost metric: its own; without a timed one, those, too."""
+    chosen, timed = set(cost_rows(group, metric)["suite"]), set(timing_suites(group))
+    return chosen if chosen & timed else chosen | timed
+
+
 def cost_rows(group: Group, metric: str) -> pd.DataFrame:
-    """Rows of a cost metric from one suite: `decode` if it ran, else the first that reports it."""
+    """Rows of a cost metric from one suite: `decode` if it reports it, else the first that does.
+
+    Of a time only rows of warmed-up repeats; there may be none.
+    """
     rows = group.ok[group.ok["metric"] == metric]
+    if is_timed(metric):
+        rows = rows[rows["repeat"].notna()]
     suites = list(dict.fromkeys(rows["suite"]))
     chosen = sorted(suites, key=lambda suite: family(suite) != TIMING_SUITE)[:1]
     return rows[rows["suite"].isin(chosen)]
@@ -135,8 +167,9 @@ def language_sources(group: Group) -> list[tuple[str, str]]:
 
 
 def is_pg19(label: str | None) -> bool:
-    """Whether a text label names genuine PG-19 books."""
-    return bool(label) and str(label).startswith("pg19:")
+    """Whether a text label names PG-19 books whose checksums are known."""
+    source = str(label or "").partition("@")[0]
+    return source.startswith("pg19:") and "unverified" not in source
 
 
 def language_cases(group: Group, source: tuple[str, str]) -> pd.DataFrame:

@@ -36,25 +36,41 @@ DEFINITIONS: tuple[tuple[str, str], ...] = (
         ),
     ),
     (
-        "decode per token",
+        "decode step",
         (
-            "Mean over the steps of one repeat, then the median over the repeats: a policy that works in "
-            "bursts pays for its bursts. The chart over positions shows single steps."
+            "One step of the whole batch, a token for each of its requests: mean over the steps of one "
+            "repeat, then the median over the repeats, so a policy that works in bursts pays for its bursts. "
+            "The chart over positions shows single steps. The rate per token is the decode rate."
+        ),
+    ),
+    (
+        "decode rate",
+        (
+            "Tokens of all requests of the batch per second of decoding (shown apart where a batch has more "
+            "than one request; with one it is 1 / decode step)."
+        ),
+    ),
+    (
+        "times",
+        (
+            "Only of executions that were warmed up and repeated. Needle and language suites run once and "
+            "cold: their times stand under “All numbers” and in no verdict and no chart."
         ),
     ),
     (
         "load by other processes",
         (
-            "Share of the other cores' time that other processes used while the clock ran. Where it is high, "
-            "compare ratios of this page, not its absolute times with those of another."
+            "Share of the time of all cores, ours included, that other processes used while the clock ran: "
+            "on 2 cores, of which we use one, a fully busy other core reads 50 %. Where it is high, compare "
+            "ratios of this page, not its absolute times with those of another."
         ),
     ),
     (
         "needle, strict",
         (
-            "Share of trials in which the generated answer is exactly the hidden one; substring scoring also "
-            "accepts it inside a longer answer. The answer is generated through the cache under test. In "
-            "brackets Wilson's 95 % interval, which takes trials as independent."
+            "Share of trials in which the first integer of the answer equals the hidden number; substring "
+            "scoring accepts the number anywhere in it. The answer is generated through the cache under "
+            "test. Beside it Wilson's 95 % interval, which takes trials as independent."
         ),
     ),
     (

@@ -12,24 +12,30 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
-from .canvas import GRID, MUTED, ON_DARK, ON_LIGHT, RAMP, Chart, drawing, figure, render
+from .canvas import GRID, MUTED, ON_DARK, ON_LIGHT, RAMP, Chart, drawing, figure, footnote, render
 from .groups import Group, needle, not_exercised
 from .html import Entry, table_of
+from .remarks import hand_set
 
 
 def heatmap(
-    slug: str, architecture: str, trials: pd.DataFrame, failed: pd.DataFrame, idle: set[float]
+    slug: str,
+    architecture: str,
+    trials: pd.DataFrame,
+    failed: pd.DataFrame,
+    idle: set[float],
+    remark: str = "",
 ) -> Chart:
     """The map of one architecture; `trials` and `failed` are its lines of `needle` and failure rows.
 
-    Lengths in `idle`, where the policy had nothing to evict, stand in brackets.
+    Lengths in `idle`, where the policy had nothing to evict, stand in brackets. `remark` is small print.
     """
     lengths = sorted({*trials["context"], *failed["context"]})
     depths = sorted({d for d in [*trials["depth"], *failed["depth"]] if not math.isnan(d)}) or [math.nan]
     scored = {(t.context, _key(t.depth)): t for t in trials.itertuples()}
     broken = {(f.context, _key(f.depth)): f.status for f in failed.itertuples()}
     with drawing(slug):
-        fig = figure(max(2.3, 1.0 + 0.62 * len(lengths)), 0.95 + 0.3 * len(depths))
+        fig = figure(max(2.3, 1.0 + 0.62 * len(lengths)), 0.95 + 0.3 * len(depths) + 0.15 * bool(remark))
         axes = fig.subplots()
         for column, length in enumerate(lengths):
             for row, depth in enumerate(depths):
@@ -38,6 +44,7 @@ def heatmap(
                 _cell(axes, column, row, cell, status)
         _frame(axes, [_length(length, idle) for length in lengths], depths)
         axes.set_title(architecture, fontsize=9.5)
+        footnote(fig, remark)
         svg, png = render(fig, slug, f"needle accuracy of {architecture}")
     rows = [
         [_depth(depth), *(_entry(scored.get((c, _key(depth))), broken, c, depth) for c in lengths)]
@@ -58,7 +65,8 @@ def suite_heatmaps(prefix: str, group: Group, suite: str) -> list[Chart]:
         failed = failures[failures["architecture"] == architecture]
         if len(own) or len(failed):
             unused = {context for name, context in idle if name == architecture}
-            charts.append(heatmap(f"{prefix}-{number}", architecture, own, failed, unused))
+            remark = hand_set(group, [architecture])
+            charts.append(heatmap(f"{prefix}-{number}", architecture, own, failed, unused, remark))
     return charts
 
 

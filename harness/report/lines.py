@@ -17,9 +17,10 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 
 from ..metrics import METRICS, NOTHING, Metric
-from .canvas import MUTED, Chart, Style, drawing, figure, legend, render, styles, tick
+from .canvas import MUTED, Chart, Style, drawing, figure, footnote, legend, render, styles, tick
 from .groups import Group, not_exercised
 from .html import Entry, Table, table_of
+from .remarks import hand_set
 from .statistics import Spread
 
 Costs = dict[tuple[str, float, float], Spread]
@@ -101,6 +102,7 @@ def against_bytes(slug: str, title: str, name: str, points: pd.DataFrame, group:
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: tick(entry.format(value))))
         axes.set_title(title)
         legend(fig, {a: looks[a] for a in points["architecture"]}, lines=False)
+        footnote(fig, hand_set(group, points["architecture"]))
         svg, png = render(fig, slug, title)
     columns = ["architecture", "live cache", entry.label]
     rows = [

@@ -14,7 +14,7 @@ from typing import Any
 from ..metrics import NOTHING, format_bytes, format_number
 from ..store import write_atomic
 from .canvas import RAMP, Chart
-from .groups import AXIS_NAMES, Group, groups
+from .groups import AXIS_NAMES, Group, groups, is_pg19
 from .guide import DEFINITIONS, LIMITS, QUESTION
 from .html import details, paragraph, table_html, table_of
 from .load import Run, load_run
@@ -58,7 +58,7 @@ def _run_part(run: Run, prefix: str, titled: bool) -> tuple[str, list[Chart]]:
     lines = timelines(f"{prefix}memory", run)
     lead = "One chart per suite." if lines else "No telemetry was recorded in this run."
     html.append(_section_html(Section("Memory over time", lead, charts=lines), ""))
-    html.append(_machine(run) + _failed(found))
+    html.append(_machine(run) + _failed(found) + _protocols(run))
     return "\n".join(html), charts + lines
 
 
@@ -98,7 +98,7 @@ def _facts(run: Run) -> str:
 def _text_line(text: dict[str, Any]) -> str:
     if not text:
         return "none was read"
-    remark = "" if text.get("kind") == "pg19" else ", not PG-19"
+    remark = "" if is_pg19(text.get("label") or text.get("source")) else ", not PG-19 as published"
     size = f", {format_bytes(text['bytes'])}" if text.get("bytes") else ""
     return f"{text.get('source', 'unknown')}{remark}{size}, sha256 {text.get('sha256', 'unknown')}"
 
@@ -149,6 +149,16 @@ def _machine(run: Run) -> str:
     card = run.manifest.get("machine") or {}
     rows = [[name, _value(name, value)] for name, value in card.items()]
     return f"<section><h2>Machine card</h2>{table_html(table_of(['fact', 'value'], rows))}</section>"
+
+
+def _protocols(run: Run) -> str:
+    """How each suite says that it asks and scores, folded; nothing for a run that does not say."""
+    suites = run.manifest.get("suites") or {}
+    rows = [[spec, name, str(text)] for spec, notes in suites.items() for name, text in (notes or {}).items()]
+    if not rows:
+        return ""
+    table = table_html(table_of(["suite", "note", "text"], rows))
+    return f"<section><h2>Protocols</h2>{details('How each suite asks and scores', table)}</section>"
 
 
 def _value(name: str, value: Any) -> str:

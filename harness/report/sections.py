@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import pandas as pd
 
-from ..metrics import METRICS, format_share, metric
+from ..metrics import METRICS, NOTHING, format_share, metric
 from .canvas import Chart
 from .groups import (
     LANGUAGE_COUNTS,
@@ -19,15 +19,18 @@ from .groups import (
     axis_value,
     cost_rows,
     costs,
+    failure_suites,
     is_pg19,
     language,
     language_sources,
     needle,
     needle_suites,
+    timing_suites,
 )
 from .heatmap import suite_heatmaps
 from .html import Entry, Table, table_of
 from .lines import against_bytes, against_context, against_position
+from .remarks import alerts, timing_alerts, unshown_alerts, unshown_timings, weight_notes
 from .statistics import wilson
 from .verdict import by_context, context_name, headline
 
@@ -62,19 +65,6 @@ def sections(group: Group, prefix: str) -> list[Section]:
     ]
 
 
-def weight_notes(group: Group) -> list[str]:
-    """What the cards of the trained weights say about how they came to be."""
-    if group.axis != "quality":
-        return []
-    cards = group.run.manifest.get("weights") or {}
-    noted: dict[str, list[str]] = {}
-    for name, card in cards.items():
-        notes = (card or {}).get("notes") or (card or {}).get("note") or ""
-        if note := (notes if isinstance(notes, str) else " ".join(map(str, notes))).strip():
-            noted.setdefault(note, []).append(name)
-    return [f"Weights ({', '.join(names)}): {note}" for note, names in noted.items()]
-
-
 def _verdict(group: Group) -> Section:
     table = headline(group)
     others = by_context(group)
@@ -83,7 +73,7 @@ def _verdict(group: Group) -> Section:
         "Verdict",
         "Small print compares with the transformer. Bold marks the best value and all that cannot be told "
         "from it; the reading guide says how.",
-        alerts=_text_alerts(group),
+        alerts=alerts(group),
         tables=[table] if len(table.columns) > 2 else [],
         folded=folded,
         notes=weight_notes(group) or _random_note(group),
@@ -92,17 +82,6 @@ def _verdict(group: Group) -> Section:
 
 def _random_note(group: Group) -> list[str]:
     return [] if group.axis == "quality" else ["Random weights: costs only, the answers mean nothing."]
-
-
-def _text_alerts(group: Group) -> list[str]:
-    labels = [label for _, label in language_sources(group) if not is_pg19(label)]
-    labels = list(dict.fromkeys(label.split("@")[0] for label in labels))
-    return [
-        (
-            f"The pg19 suite read {', '.join(labels)} here, not PG-19: its bits per byte and perplexities "
-            "compare within this table only."
-        )
-    ] * bool(labels)
 
 
 def _needles(group: Group, prefix: str) -> list[Section]:
@@ -125,29 +104,50 @@ def _costs(group: Group, prefix: str) -> Section:
     charts = []
     for name, title in (
         ("prefill_s", "Prefill"),
-        ("decode_step_s", "Decode, per token"),
+        ("decode_step_s", "Decode step"),
+        ("decode_tokens_per_s", "Decode rate"),
         ("cache_bytes_live", "Live cache"),
     ):
-        data, rows = costs(group, name), cost_rows(group, name)
+        data = costs(group, name)
         data = {key: value for key, value in data.items() if key[1] != NO_CONTEXT}
+        if name == "decode_tokens_per_s":  # of one request it is the reciprocal of the step
+            data = {key: value for key, value in data.items() if key[2] > 1}
         batches = sorted({key[2] for key in data})
         for batch in batches:
             whole = f"{title}, batch {batch:,.0f}" if len(batches) > 1 or batch > 1 else title
             slug = f"{prefix}-{name}-b{batch:.0f}"
-            charts.append(against_context(slug, whole, name, data, batch, group, set(rows["suite"])))
+            suites = failure_suites(group, name)
+            charts.append(against_context(slug, whole, name, data, batch, group, suites))
+    warnings = [*timing_alerts(group), *unshown_alerts(unshown_timings(group))]
+    failed = _failed_timings(group)
     if not charts:
-        return Section("Cost", "No costs were measured in this run.")
+        return Section("Cost", "No costs were measured in this run.", alerts=warnings, tables=failed)
     steps = _steps(group, f"{prefix}-steps")
     lead = (
         "Median; whiskers from the first to the third quartile. A cross on the axis is a cell that failed. "
-        + (
-            "The last chart is the median of each single step: work in bursts shows as spikes."
-            if steps
-            else ""
-        )
+        + "The last chart is the median of each single step: work in bursts shows as spikes." * bool(steps)
     )
     notes = [] if steps else ["Too few decode steps were timed for a curve over positions."]
-    return Section("Cost", lead, charts=charts + steps, alerts=_busy(group), notes=notes)
+    found = Section("Cost", lead, charts=charts + steps, alerts=warnings + _busy(group), notes=notes)
+    found.tables = failed
+    return found
+
+
+def _failed_timings(group: Group) -> list[Table]:
+    """Where no cell gave a time, and so no chart has room for a cross: what became of each."""
+    if not timing_alerts(group):
+        return []
+    rows = group.failures[group.failures["suite"].isin(timing_suites(group))]
+    points = sorted({*zip(rows["context"], rows["num_requests"], strict=True)})
+    keys = zip(rows["architecture"], rows["context"], rows["num_requests"], strict=True)
+    status = dict(zip(keys, rows["status"], strict=True))
+    table = [
+        [a, *(Entry(status.get((a, *p), NOTHING), failed=(a, *p) in status) for p in points)]
+        for a in group.architectures
+        if a in set(rows["architecture"])
+    ]
+    columns = [context_name(c) + (f"\nbatch {n:,.0f}" if n > 1 else "") for c, n in points]
+    return [table_of(["architecture", *columns], table, "Timed cells that failed.")] if table else []
 
 
 def _busy(group: Group) -> list[str]:
@@ -156,7 +156,7 @@ def _busy(group: Group) -> list[str]:
         return []
     return [
         (
-            f"Other processes used {format_share(share.median())} of the other cores while the clock ran "
+            f"Other processes used {format_share(share.median())} of all cores' time while the clock ran "
             f"(median; highest {format_share(share.max())}): compare the lines with each other, not with "
             "another page."
         )
@@ -242,13 +242,29 @@ def _numbers(group: Group) -> Section:
     unknown = rows[~rows["metric"].isin(METRICS)]
     tables = [_plain(unknown)] if len(unknown) else []
     lead = "Medians over everything but architecture and context; small print gives the range."
-    return Section("All numbers", lead, tables=tables, folded=folded)
+    scored = set(rows["metric"]) & {"accuracy_strict", "bits_per_byte"} or language_sources(group)
+    notes = _unknown_values(group) + (weight_notes(group) if scored else [])
+    return Section("All numbers", lead, tables=tables, folded=folded, notes=notes)
+
+
+def _unknown_values(group: Group) -> list[str]:
+    """Why a number that was asked for is not there, where its rows say so."""
+    rows = group.rows[(group.rows["status"] == "ok") & group.rows["value"].isna()]
+    rows = rows[rows["message"].notna()]
+    found = []
+    for message, part in rows.groupby("message", sort=False):
+        labels = "; ".join(metric(name).label for name in dict.fromkeys(part["metric"]))
+        owners = [a for a in group.architectures if a in set(part["architecture"])]
+        whose = "" if owners == group.architectures else f" of {', '.join(owners)}"
+        found.append(f"Unknown here ({labels}{whose}): {message}")
+    return found
 
 
 def _wide(rows: pd.DataFrame, group: Group) -> Table:
     """Architecture and context down, metrics across. Scores are means, everything else medians."""
-    names = [name for name in METRICS if name in set(rows["metric"]) and name not in ("bits_per_byte",)]
-    names = [name for name in names if name not in ("token_ppl", "word_ppl")]
+    summed = rows["suite"].isin([suite for suite, _ in language_sources(group)]).any()
+    skipped = ("bits_per_byte", "token_ppl", "word_ppl") if summed else ()  # they have a table of their own
+    names = [name for name in METRICS if name in set(rows["metric"]) and name not in skipped]
     found = []
     for architecture in group.architectures:
         own = rows[rows["architecture"] == architecture]

@@ -1,5 +1,7 @@
 """The verdict: one line per architecture, the strings that both the page and the terminal show.
 
+Of several specs of one kind of suite the first is shown; `remarks.unshown` names the others.
+
 Each column is read at one stated context: the one that most columns have (the largest of those), else
 the largest of its own suite. Cost columns stand beside the transformer's as a factor, quality columns
 as a difference.
@@ -17,17 +19,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import pandas as pd
 
 from ..metrics import METRICS, NOTHING, significant
 from .groups import (
     AXIS_NAMES,
+    COST_METRICS,
     NO_CONTEXT,
     Group,
     cost_rows,
     costs,
+    failure_suites,
     family,
     groups,
     is_pg19,
@@ -40,9 +44,9 @@ from .groups import (
 )
 from .html import Entry, Table
 from .load import Run
+from .remarks import alerts, weight_notes
 from .statistics import paired_difference_is_real, wilson
 
-COST_METRICS = ("cache_bytes_live", "cache_bytes_predicted", "prefill_s", "decode_step_s")
 Differs = Callable[[str, str], bool]
 
 
@@ -70,11 +74,12 @@ class Column:
 
 @dataclass(frozen=True)
 class Summary:
-    """A verdict as plain strings, for a terminal."""
+    """A verdict as plain strings, for a terminal; `notes` belong below it."""
 
     title: str
     columns: list[str]
     rows: list[list[str]]
+    notes: list[str] = field(default_factory=list)
 
 
 def summary(run: Run) -> list[Summary]:
@@ -84,6 +89,7 @@ def summary(run: Run) -> list[Summary]:
             f"{run.name}, {AXIS_NAMES.get(group.axis, group.axis)}. {table.caption}",
             list(table.columns),
             [[entry.plain for entry in row] for row in table.rows],
+            [*alerts(group), *weight_notes(group)],
         )
         for group in groups(run)
         for table in [headline(group)]
@@ -158,15 +164,18 @@ def _best(present: dict[str, float], column: Column, context: float) -> set[str]
 
 
 def _columns(group: Group) -> list[Column]:
-    columns = [_cost_column(group, metric) for metric in COST_METRICS]
+    columns = [column for metric in COST_METRICS if (column := _cost_column(group, metric))]
     columns += [_needle_column(group, suite) for suite in needle_suites(group)[:1]]
     columns += [_language_column(group, source) for source in language_sources(group)[:1]]
-    return [column for column in columns if column.values]
+    return [column for column in columns if column.entries]
 
 
-def _cost_column(group: Group, name: str) -> Column:
+def _cost_column(group: Group, name: str) -> Column | None:
+    """One cost at the smallest batch; a rate only of a true batch, else it repeats the step's time."""
     entry, rows = METRICS[name], cost_rows(group, name)
     batch = rows["num_requests"].min()
+    if name == "decode_tokens_per_s" and not batch > 1:
+        return None
     spreads = {(a, c): s for (a, c, n), s in costs(group, name).items() if n == batch}
     exact = entry.unit == "bytes"
 
@@ -180,7 +189,7 @@ def _cost_column(group: Group, name: str) -> Column:
     header = entry.label + (f"\nbatch {batch:.0f}" if batch > 1 else "")
     better = None if name == "cache_bytes_predicted" else entry.better
     values = {key: s.median for key, s in spreads.items()}
-    entries |= _failures(group, set(rows["suite"]), entries)
+    entries |= _failures(group, failure_suites(group, name), entries)
     return Column(header, better, values, entries, rows, differs, _factor)
 
 

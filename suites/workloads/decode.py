@@ -56,6 +56,7 @@ class Workload(Suite):
                 prompt=tokens[:context],
                 forced=tokens[context:],
                 step_forced=True,
+                scored=False,
                 axes=dict(cell),
                 seed=seed_of(id),
             )

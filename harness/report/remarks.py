@@ -1,0 +1,122 @@
+"""What has to be said beside numbers: how the weights began, which text was read, what is not shown.
+
+The page, the terminal and the Markdown table say the same words; figures carry the shortest of them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from .groups import (
+    COST_METRICS,
+    TIME_METRICS,
+    Group,
+    cost_rows,
+    failure_suites,
+    family,
+    is_pg19,
+    language_sources,
+    needle_suites,
+    timing_suites,
+)
+
+HAND_SET = re.compile(r"(?<!no )hand-set", re.IGNORECASE)
+
+
+def weight_notes(group: Group) -> list[str]:
+    """What the cards of the trained weights say about how they came to be."""
+    if group.axis != "quality":
+        return []
+    noted: dict[str, list[str]] = {}
+    for name, note in _cards(group).items():
+        if note:
+            noted.setdefault(note, []).append(name)
+    return [f"Weights ({', '.join(names)}): {note}" for note, names in noted.items()]
+
+
+def hand_set(group: Group, architectures: Iterable[str]) -> str:
+    """One short line for a figure of these architectures, empty unless the cards of their weights say so."""
+    if group.axis != "quality":
+        return ""
+    cards, began = _cards(group), []
+    weights = group.rows.groupby("architecture")["weights"].unique()
+    for architecture in architectures:
+        labels = [str(label) for label in weights.get(architecture, []) if label is not None]
+        names = [part.partition("@")[0] for label in labels for part in label.split("+")]
+        began.append(any(HAND_SET.search(cards.get(name, "")) for name in names))
+    if not any(began):
+        return ""
+    which = "network" if len(began) == 1 else "networks" if all(began) else "some networks"
+    return f"{which} began with hand-set induction heads"
+
+
+def _cards(group: Group) -> dict[str, str]:
+    """Name of the weights -> the notes of their card."""
+    found = {}
+    for name, card in (group.run.manifest.get("weights") or {}).items():
+        notes = (card or {}).get("notes") or (card or {}).get("note") or ""
+        found[name] = (notes if isinstance(notes, str) else " ".join(map(str, notes))).strip()
+    return found
+
+
+def alerts(group: Group) -> list[str]:
+    """What a reader of the verdict must know before its numbers, a line each."""
+    return [*text_alerts(group), *timing_alerts(group), *unshown_alerts(unshown(group))]
+
+
+def text_alerts(group: Group) -> list[str]:
+    """Which other text stands in the place of PG-19."""
+    labels = [label for _, label in language_sources(group) if not is_pg19(label)]
+    labels = list(dict.fromkeys(label.split("@")[0] for label in labels))
+    return [
+        (
+            f"The pg19 suite read {', '.join(labels)} here, not PG-19 as published: its bits per byte and "
+            "perplexities compare within this table only."
+        )
+    ] * bool(labels)
+
+
+def timing_alerts(group: Group) -> list[str]:
+    """Why there are no times, where there are none."""
+    if any(len(cost_rows(group, name)) for name in TIME_METRICS):
+        return []
+    timed = group.rows[group.rows["suite"].isin(timing_suites(group))]
+    failed, ran = timed.loc[timed["status"] != "ok", "cell"].nunique(), timed["cell"].nunique()
+    why = f"{failed} of {ran} timed cells failed and none gave one" if ran else "nothing was timed repeatedly"
+    return [f"No times here: {why}. Other suites run once and cold, so their times are not used."]
+
+
+def unshown_timings(group: Group) -> list[str]:
+    """Specs of timing suites whose costs stand in no column of the verdict and no chart."""
+    used = {suite for name in COST_METRICS for suite in failure_suites(group, name)}
+    timed = timing_suites(group)
+    return _others(group, [suite for suite in timed if suite in used], timed)
+
+
+def unshown(group: Group) -> list[str]:
+    """Specs of which the verdict shows another of the same kind in their stead, in plan order."""
+    needles, sources = needle_suites(group), language_sources(group)
+    found = unshown_timings(group) + _others(group, needles[:1], needles)
+    if sources:
+        (shown, _), *rest = sources
+        found += _others(group, [shown], [suite for suite, _ in sources])
+        found += [f"{suite} on {label.split('@')[0]}" for suite, label in rest if suite == shown]
+    return list(dict.fromkeys(found))
+
+
+def unshown_alerts(specs: list[str]) -> list[str]:
+    """Where to look for what is not shown."""
+    return [
+        (
+            f"Not shown here: {'; '.join(specs)}. Their numbers are in the tables under “All numbers” of the "
+            "report, their failures under “Failed cells”."
+        )
+    ] * bool(specs)
+
+
+def _others(group: Group, shown: list[str], reported: list[str]) -> list[str]:
+    """Specs that reported the same, or bear the same name and failed to, but are not shown."""
+    kinds = {family(suite) for suite in shown}
+    every = dict.fromkeys(group.rows["suite"])
+    return [s for s in every if s not in shown and (s in reported or family(s) in kinds)]

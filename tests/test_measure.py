@@ -1,0 +1,87 @@
+"""One execution of one cell: suites that are driven, suites that list, and models that share weights."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from harness.loading import load_model
+from harness.measure import Measurement
+from harness.plan import Cell, Settings
+from harness.rows import base_row
+from suites.suite import Case, Context, Suite
+from suites.tokenizer import ByteTokenizer
+
+SETTINGS = Settings(shape="tiny", batch=2)
+
+
+class Driven(Suite):
+    """A toy library: it asks in two rounds, the second depending on the first."""
+
+    driven = True
+
+    def drive(self, cell, run):
+        first = run([Case(f"a{i}", (1, 2, 3 + i), forced=(5, 6)) for i in range(3)])
+        best = max(range(3), key=lambda i: sum(first[i].logprobs))
+        second = run([Case("b", (1, 2, 3 + best, 9), max_new_tokens=2)])
+        return {"picked": float(best), "length": float(len(second[0].tokens))}
+
+
+def measure(suite: Suite, spec: str = "window:budget=4,sinks=1", repeat=None):
+    cell = Cell("key", spec, "toy", {"context": 8})
+    return Measurement(
+        load_model(spec, SETTINGS), suite, cell, SETTINGS, repeat,
+        base=lambda cell, **known: base_row("run", cell, SETTINGS, **known),
+        on_phase=lambda phase: None,
+    ).measure()  # fmt: skip
+
+
+def test_a_driven_suite_runs_through_the_same_loop():
+    """Its cases go through `execute` (cost, evictions, bytes), and its metrics are rows of the cell."""
+    rows = measure(Driven(Suite.Options(), Context(ByteTokenizer(), None)))
+    values = {row.metric: row for row in rows if row.case is None}
+    assert values["picked"].value in (0.0, 1.0, 2.0) and values["length"].value == 2.0
+    assert values["cache_bytes_live"].value > 0
+    assert {row.case for row in rows if row.metric == "evicted_tokens"} == {"a0", "a1", "a2", "b"}
+    assert rows[0].requests == 4 and rows[0].requests_with_eviction == 1  # only "b" sees more than 4 tokens
+
+
+def test_warm_up_gives_no_rows():
+    assert measure(Driven(Suite.Options(), Context(ByteTokenizer(), None)), repeat=-1) == []
+
+
+class Stepped(Suite):
+    axis, interleaved, scored = "systems", True, False
+
+    def cases(self, cell):
+        yield Case("c", (1, 2, 3), forced=(4, 5, 6), step_forced=True, scored=self.scored)
+
+    def score(self, case, answer):
+        return {"first_logprob": answer.logprobs[0]}
+
+
+@pytest.mark.parametrize("scored", [True, False])
+def test_a_stepped_case_is_scored_only_if_it_wants(scored):
+    suite = Stepped(Suite.Options(), Context(ByteTokenizer(), None))
+    suite.scored = scored
+    rows = measure(suite, "transformer", repeat=0)
+    value = next(row.value for row in rows if row.metric == "first_logprob")
+    assert math.isnan(value) is not scored
+    assert sum(row.metric == "decode_step_s" for row in rows) == 2
+
+
+def test_architectures_on_the_same_weights_share_their_tensors():
+    """A process that holds several pays once; what differs stays apart; answers do not change."""
+    shared: dict = {}
+    specs = ("transformer", "tova:budget=4", "lococo:budget=4", "yoco")
+    models = {spec: load_model(spec, SETTINGS, shared) for spec in specs}
+    pointers = {spec: {p.data_ptr() for p in model.parameters()} for spec, model in models.items()}
+    assert pointers["transformer"] == pointers["tova:budget=4"]
+    assert pointers["transformer"] < pointers["lococo:budget=4"]
+    assert not pointers["transformer"] & pointers["yoco"]
+    tokens_BT = torch.randint(0, 256, (1, 9))
+    for spec, model in models.items():
+        alone = load_model(spec, SETTINGS)
+        assert torch.equal(model(tokens_BT), alone(tokens_BT))
