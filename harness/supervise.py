@@ -176,6 +176,7 @@ class _Listener:
             self.phase = event["phase"]
             self.marks.append({k: event[k] for k in ("t_s", "cell", "phase", "architecture")})
         elif event["event"] == "done":
+            self.flying = self.flying or event["cell"]
             self.supervisor.settle(event["cell"], "ok")
             self.deadline = time.monotonic() + self.supervisor.settings.timeout_s
         elif event["event"] == "failed":

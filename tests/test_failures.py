@@ -17,7 +17,7 @@ from harness_help import Bench, Done, cells, one_sentence, processes_of, rows, w
 
 from harness.plan import Cell, Settings
 from harness.store import read_table
-from harness.supervise import Supervisor, _Listener
+from harness.supervise import EnvironmentRefuses, Supervisor, _Listener
 
 full = pytest.mark.full
 
@@ -243,11 +243,10 @@ DIE = "os.kill(os.getpid(), signal.SIGKILL)"
 @pytest.mark.parametrize(
     ("script", "statuses"),
     [
-        # Between two cells: the finished one keeps its rows, the next one takes the blame.
-        (f"say('start', 'a'); say('done', 'a'); {DIE}", {"a": "ok", "b": "crash"}),
+        # Between two cells: the finished one keeps its rows, and the next one has not begun.
+        (f"say('start', 'a'); say('done', 'a'); {DIE}", {"a": "ok"}),
         (f"say('start', 'b'); {DIE}", {"b": "crash"}),
         (f"say('start', 'a'); say('start', 'b'); say('done', 'a'); {DIE}", {"a": "ok", "b": "crash"}),
-        (DIE, {"a": "crash"}),
         # After the last cell there is nobody left to blame.
         (f"[say('done', c) for c in 'abc']; {DIE}", dict.fromkeys("abc", "ok")),
         # The row of a cannot be written although b was started last: b is not to blame.
@@ -257,8 +256,16 @@ DIE = "os.kill(os.getpid(), signal.SIGKILL)"
         ),
         # A quiet end in mid-work is no success.
         ("say('start', 'a'); sys.exit(0)", {"a": "crash"}),
-        ("say('start', 'a'); say('done', 'a'); time.sleep(60)", {"a": "ok", "b": "timeout"}),
+        ("say('start', 'a'); say('done', 'a'); time.sleep(60)", {"a": "ok"}),
+        ("say('start', 'a'); time.sleep(60)", {"a": "timeout"}),
     ],
 )
 def test_only_an_unfinished_cell_takes_the_blame(tmp_path, script, statuses):
     assert last_words(tmp_path, script) == statuses
+
+
+def test_a_worker_that_never_began_is_no_cells_fault(tmp_path):
+    """Nothing is journalled, so that the same command measures everything once the machine is mended."""
+    with pytest.raises(EnvironmentRefuses, match="before it measured anything"):
+        last_words(tmp_path, DIE)
+    assert not list((tmp_path / "cells").glob("*"))

@@ -63,7 +63,6 @@ def test_another_spelling_is_the_same_plan_and_folder():
         {"seed": 1},
         {"repeats": 6},
         {"prefill_chunk": 7},
-        {"timeout_s": 5.0},
         {"memory_limit_bytes": 1 << 33},
         {"shape": "family"},
         {"device": "cuda"},
@@ -76,6 +75,11 @@ def test_whatever_determines_a_number_is_in_the_key(change):
     shared = set(new) & set(old)
     # The untouched architecture of a plan keeps its cells; a setting touches them all.
     assert len(shared) == (len(old) // 2 if "architectures" in change else 0)
+
+
+def test_patience_is_not_in_the_key():
+    """A higher time limit finds the finished cells."""
+    assert keys(timeout_s=5.0) == keys()
 
 
 def test_every_cell_has_a_key_of_its_own():
@@ -195,11 +199,13 @@ def test_latency_comes_first_and_done_cells_are_left_out():
 def test_predicted_bytes_are_those_of_the_cases(network):
     """The cache of a cell as its cases will fill it: prompt and continuation, all rows."""
     prepared = prepare(Plan("p", TWO, GRID, TINY))
-    cell = prepared.cells[-1]
-    weights, cache = runner.predicted_bytes(prepared, cell)
-    shape = prepared.weights["window:budget=16"].shape
-    model = network("window:budget=16", **shape)
+    (job,) = prepared.jobs(set())
+    weights, cache = runner.predicted_bytes(prepared, job)
+    cell = job.groups[-1][0]
+    shape = prepared.weights["transformer"].shape
+    model = network("transformer", **shape)
     tokens = int(cell.axes["context"]) + 33
+    # Both architectures are on the same weights, which the process holds once.
     assert weights == sum(p.numel() for p in model.parameters()) * 4
     assert cache == model.float().new_cache(int(cell.axes["batch"]), tokens).live_bytes().total
 

@@ -161,16 +161,25 @@ def figure(width_in: float, height_in: float) -> Figure:
     return Figure(figsize=(width_in, height_in), layout="constrained")
 
 
-def legend(fig: Figure, used: dict[str, Style], lines: bool = True) -> None:
-    """The architectures in use, below the axes, in as many columns as their names leave room for."""
+def legend(fig: Figure, used: dict[str, Style], lines: bool = True, remark: str = "") -> None:
+    """The architectures in use, below the axes, in as many columns as their names leave room for.
+
+    `remark` is a line of small print above them.
+    """
     handles = [Line2D([], [], label=spec, **(s.line() if lines else s.points())) for spec, s in used.items()]
     longest = max(map(len, used), default=1)
     columns = max(1, min(3, int(fig.get_figwidth() * 13 / (longest + 7))))
-    fig.legend(handles=handles, loc="outside lower left", ncols=columns, columnspacing=1.2, handlelength=2.4)
+    box = fig.legend(
+        handles=handles, loc="outside lower left", ncols=columns, columnspacing=1.2, handlelength=2.4
+    )
+    if remark:
+        box.set_title(remark, prop={"size": 6.5})
+        box.get_title().set_color(MUTED)
+        box.set_alignment("left")
 
 
 def footnote(fig: Figure, text: str) -> None:
-    """One line of small print below the axes; nothing for an empty text."""
+    """One line of small print below the axes of a figure without a legend; nothing for an empty text."""
     if text:
         fig.supxlabel(text, x=0.02, ha="left", fontsize=6.5, color=MUTED)
 

@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 
 from ..metrics import METRICS, NOTHING, Metric
-from .canvas import MUTED, Chart, Style, drawing, figure, footnote, legend, render, styles, tick
+from .canvas import MUTED, Chart, Style, drawing, figure, legend, render, styles, tick
 from .groups import Group, not_exercised
 from .html import Entry, Table, table_of
 from .remarks import hand_set
@@ -101,8 +101,8 @@ def against_bytes(slug: str, title: str, name: str, points: pd.DataFrame, group:
             axes.set_ylim(-0.04, 1.04)
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: tick(entry.format(value))))
         axes.set_title(title)
-        legend(fig, {a: looks[a] for a in points["architecture"]}, lines=False)
-        footnote(fig, hand_set(group, points["architecture"]))
+        remark = hand_set(group, points["architecture"])
+        legend(fig, {a: looks[a] for a in points["architecture"]}, lines=False, remark=remark)
         svg, png = render(fig, slug, title)
     columns = ["architecture", "live cache", entry.label]
     rows = [
