@@ -52,7 +52,7 @@ class Row:
     axes: str = "{}"  # JSON with sorted keys, e.g. {"depth": 0.5, "length": 512}
     axis: str = "quality"  # "systems" (random weights) | "quality" (trained weights)
     prompt_mode: str | None = None  # how the prompt met the policy: stepwise, bulk, blockwise, parallel
-    scoring_mode: str | None = None  # "cache-extend", "cache-step", "cache-generate"
+    scoring_mode: str | None = None  # "cache-extend, segments of N", "cache-step", "cache-generate"
     implementation: str | None = None
     dtype: str | None = None
     device: str | None = None

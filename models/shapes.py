@@ -54,8 +54,8 @@ SHAPES: dict[str, Shape] = {
 
 def load_shape(name: str) -> Shape:
     """A named shape, or a TOML file whose keys are Shape's fields. Raises SpecError."""
-    if name in SHAPES:
-        return SHAPES[name]
+    if name.lower() in SHAPES:  # papers write 160M and 13B
+        return SHAPES[name.lower()]
     path = Path(name)
     if path.suffix != ".toml":
         raise SpecError(f"Unknown shape '{name}'; known: {', '.join(SHAPES)}, or a TOML file.")

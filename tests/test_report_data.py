@@ -213,6 +213,8 @@ class TestTimes:
         assert "No times here: 4 of 4 timed cells failed" in "".join(found.notes)
         assert self.cold not in section(page, "Verdict") + section(page, "Cost")
         assert section(page, "Cost").split("<figure")[0].count(">oom<") == 4
+        _, page = page_of(tmp_path / "alone", broken="decode", suites=("decode",))  # and no bytes either
+        assert section(page, "Cost").count(">oom<") == 4 and ">oom<" in section(page, "Verdict")
 
     def test_failed_timings_stay_beside_bytes_of_another_suite(self, tmp_path):
         run, _ = page_of(tmp_path, broken="decode", suites=("decode", "pg19"))
