@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-fast test-full lint format clean
+.PHONY: demo test test-fast test-full mutate lint format clean
 
 demo: $(STAMP)
 	$(BIN)/kvmark run demo --offer-text
@@ -16,6 +16,10 @@ test-fast: $(STAMP)
 
 test-full: $(STAMP)
 	$(BIN)/python -m pytest -rs -m "full and not gpu"
+
+# Not part of `make test`: breaks each law of the models once and wants a test to notice (4 minutes).
+mutate: $(STAMP)
+	$(BIN)/python tests/mutate.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
