@@ -267,7 +267,7 @@ def test_planning_makes_no_cuda_context(tmp_path):
         "from harness.runner import predicted_bytes, prepare\n"
         "found = prepare(Plan('p', ('transformer', 'tova'), ('decode:contexts=32',),"
         " Settings('tiny', device='cuda')))\n"
-        "print([predicted_bytes(found, cell) for cell in found.cells])\n"
+        "print([predicted_bytes(found, job) for job in found.jobs(set())])\n"
         "assert not torch.cuda.is_initialized()\n"
     )
     done = subprocess.run(
