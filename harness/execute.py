@@ -70,6 +70,7 @@ def execute(
         raise ValueError("a batch must be all forced in the same way or all generating.")
     watch, peak = Stopwatch(device), PeakMemory(device)
     with torch.inference_mode():
+        on_phase("allocate")
         capacity = max(case.num_tokens for case in cases)
         cache = model.new_cache(len(cases), capacity, device=device, seeds=[case.seed for case in cases])
         tokens_BT, valid_BT = pad([case.prompt for case in cases], tokenizer.pad, device)

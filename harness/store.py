@@ -64,7 +64,7 @@ class Row:
     weights: str | None = None  # name@hash, or "random@seed"
     text: str | None = None  # source and hash of the text read
     machine: str | None = None
-    phase: str | None = None  # "load", "prefill", "decode", "score", "predicted"
+    phase: str | None = None  # "load", "allocate", "prefill", "decode", "score", "generate", "predicted", …
     status: str = "ok"
     message: str | None = None
     validity: str | None = None  # filled by a later verdict

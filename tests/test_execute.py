@@ -239,7 +239,7 @@ def test_an_ample_budget_evicts_nothing(model, spec):
 def test_phases_are_announced_in_order(model, cases, middle):
     heard: list[str] = []
     execute(model("transformer"), cases, TOKENIZER, "cpu", on_phase=heard.append)
-    assert heard == ["prefill", middle, "idle"]
+    assert heard == ["allocate", "prefill", middle, "idle"]
 
 
 def test_the_random_control_draws_by_the_seed_of_the_case(model):

@@ -143,7 +143,7 @@ def test_memory_is_sampled_over_time_with_its_source(bench, table):
     assert samples.power_w.isna().all(), "absence is null, not zero"
     assert samples.t_s.min() < marks.t_s.min(), "sampling began before the first execution"
     assert samples.t_s.max() > marks.t_s.median()
-    assert set(marks.phase) == {"prefill", "decode", "idle"}
+    assert set(marks.phase) == {"allocate", "prefill", "decode", "idle"}
 
 
 def test_the_same_command_measures_nothing_twice(bench, table):
