@@ -83,6 +83,8 @@ def sentences(*also: type[Exception]) -> Iterator[None]:
         _stop(str(error), EXIT_FAILED_CELL)
     except (PermissionError, NotADirectoryError, FileExistsError, IsADirectoryError) as error:
         _stop(f"{error.filename} cannot be written ({error.strerror}).", EXIT_USAGE)
+    except MemoryError:
+        _stop("This machine has too little memory for what was asked.", EXIT_ENVIRONMENT)
     except OSError as error:
         _stop(f"{error.filename or 'A file'} cannot be used ({error.strerror}).", EXIT_ENVIRONMENT)
     except KeyboardInterrupt:

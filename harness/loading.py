@@ -52,15 +52,35 @@ def load_model(spec: str, settings: Settings, shared: dict[tuple[str, str], Any]
     Architectures on the same weights share their tensors through `shared`, so that a process that
     holds several pays once. Raises SpecError or WeightsError with one sentence.
     """
-    model = _own_model(spec, settings)
+    base = base_weights(spec)
+    if shared is None or not any(key[0] == base for key in shared):
+        model = _own_model(spec, settings, settings.device)
+    else:
+        model = _sharing_model(spec, settings, base, shared)
     if shared is not None:
-        base = base_weights(spec)
-        for name, parameter in list(model.named_parameters()):
-            first = shared.setdefault((base, name), parameter)
-            if first is not parameter and first.shape == parameter.shape and first.equal(parameter):
-                owner, _, leaf = name.rpartition(".")
-                setattr(model.get_submodule(owner), leaf, first)
+        shared |= {(base, name): p for name, p in model.named_parameters() if (base, name) not in shared}
     return model
+
+
+def _sharing_model(spec: str, settings: Settings, base: str, shared: dict[tuple[str, str], Any]) -> Any:
+    """Built without memory: tensors that are there are taken, only the others are made (on the CPU)."""
+    import torch
+
+    from models.shapes import shape_from
+
+    with torch.device("meta"):
+        model = models.build(spec, shape_from(weights_of(spec, settings).shape)).to(
+            torch_dtype(settings.dtype)
+        )
+    own = None
+    for name, parameter in list(model.named_parameters()):
+        tensor = shared.get((base, name))
+        if tensor is None or tensor.shape != parameter.shape:
+            own = own or dict(_own_model(spec, settings, "cpu").named_parameters())
+            tensor = torch.nn.Parameter(own[name].to(settings.device), requires_grad=False)
+        owner, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(owner), leaf, tensor)
+    return model.eval().requires_grad_(False)
 
 
 def base_weights(spec: str) -> str:
@@ -69,7 +89,7 @@ def base_weights(spec: str) -> str:
     return module.Model.weight_names(options)[0]
 
 
-def _own_model(spec: str, settings: Settings) -> Any:
+def _own_model(spec: str, settings: Settings, device: str) -> Any:
     import torch
 
     from models import checkpoint
@@ -81,7 +101,7 @@ def _own_model(spec: str, settings: Settings) -> Any:
         before = torch.get_default_dtype()
         torch.set_default_dtype(dtype)
         try:
-            with torch.device(settings.device):
+            with torch.device(device):
                 model = models.build(spec, load_shape(settings.shape))
         finally:
             torch.set_default_dtype(before)
@@ -90,7 +110,7 @@ def _own_model(spec: str, settings: Settings) -> Any:
     with torch.device("meta"):
         model = models.build(spec, shape_from(next(iter(cards.values()))["shape"])).to(dtype)
     checkpoint.assign(model, state, "+".join(cards))
-    return model.to(settings.device).eval().requires_grad_(False)
+    return model.to(device).eval().requires_grad_(False)
 
 
 def torch_dtype(name: str) -> Any:
@@ -115,6 +135,8 @@ def check_device(device: str) -> None:
         raise SpecError(f"Unknown device '{device}'; known: cpu, cuda, cuda:N.")
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise NoDevice(f"Device '{device}' is not usable: torch sees no CUDA GPU.")
+    if ":" in device and int(device.split(":")[1]) >= torch.cuda.device_count():
+        raise NoDevice(f"Device '{device}' is not usable: torch sees {torch.cuda.device_count()} GPU(s).")
 
 
 def _tensors(spec: str) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:

@@ -86,6 +86,8 @@ def prepare(plan: Plan, commit: str | None = None) -> Prepared:
     for suite_spec, cls in classes.items():
         suite = suites.load(suite_spec, Context(ByteTokenizer(), text, settings.seed))
         notes[suite_spec] = suite.notes()
+        if cls.needs_text and not cls.driven:
+            list(suite.cases(suite.cells()[-1]))  # a text that is too short is found now, not by a worker
         for spec in specs:
             for replicate in range(settings.replicates if cls.interleaved else 1):
                 for axes in suite.cells():
@@ -148,6 +150,8 @@ def run(
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise UsageError(f"{out} cannot be written ({error.strerror}).") from None
+    if (out / "rows.parquet").exists() and not any((out / "cells").iterdir()):
+        raise UsageError(f"{out} holds a finished run without its journal; choose another --out.")
     with _locked(out):
         for part in out.glob("**/.partial-*"):  # a killed process's half-written file
             part.unlink(missing_ok=True)
@@ -163,9 +167,7 @@ def run(
         }
         done = finished(out, [cell.key for cell in prepared.cells])
         if retry_failed:
-            for key in [key for key, status in done.items() if status in ("crash", "timeout")]:
-                (out / "cells" / f"{key}.parquet").unlink()
-                del done[key]
+            done = {key: status for key, status in done.items() if status not in ("crash", "timeout")}
         on_event({"event": "resume", "done": len(done), "cells": len(prepared.cells)})
         supervisor = Supervisor(out, prepared.plan.settings, common, on_event, dict(done))
         try:

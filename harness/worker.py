@@ -74,7 +74,12 @@ class Worker:
 
             from . import execute  # noqa: F401
 
-            limit_memory(self.settings.memory_limit_bytes)
+            if self.settings.device.startswith("cuda"):
+                total = torch.cuda.get_device_properties(self.settings.device).total_memory
+                share = min(1.0, self.settings.memory_limit_bytes / total)
+                torch.cuda.set_per_process_memory_fraction(share, self.settings.device)
+            else:
+                limit_memory(self.settings.memory_limit_bytes)
         for group in self.job["groups"]:
             if not self.run_group([Cell(**cell) for cell in group]):
                 return EXIT_CELL_FAILED
@@ -134,7 +139,7 @@ class Worker:
         from .measure import Measurement
 
         self.phase = "load"
-        if self.settings.device.startswith("cuda"):
+        if self.settings.device.startswith("cuda") and repeat in (-1, None):  # never between timed repeats
             import torch
 
             torch.cuda.empty_cache()  # else NVML shows the previous cell's pool

@@ -55,14 +55,14 @@ def attention(
         q = q_BTHD.reshape(q_BTHD.shape[0], G, H // G, -1)
         out = F.scaled_dot_product_attention(q, k_BGSD, v_BGSD, attn_mask=mask, scale=scale)
         return out.reshape(q_BTHD.shape)
+    if H > G and q_BTHD.is_cuda:
+        # CUDA's fused kernels group heads only in half precision and without mask; the fallback would
+        # hold all T x S probabilities.
+        k_BGSD, v_BGSD = (x.repeat_interleave(H // G, 1) for x in (k_BGSD, v_BGSD))
+        G = H
+    q = q_BTHD.transpose(1, 2)
     out = F.scaled_dot_product_attention(
-        q_BTHD.transpose(1, 2),
-        k_BGSD,
-        v_BGSD,
-        attn_mask=mask,
-        is_causal=causal,
-        scale=scale,
-        enable_gqa=H > G,
+        q, k_BGSD, v_BGSD, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=H > G
     )
     return out.transpose(1, 2)
 

@@ -287,3 +287,34 @@ def test_a_gpu_that_is_not_there_is_the_environments_fault(desk, device):
     done = ask("run", *TRANSFORMER, *DECODE, *TINY, "--device", device, "--out", "gpu")
     assert device in one_sentence(done, ENVIRONMENT)
     assert not list((desk / "gpu" / "cells").iterdir())
+
+
+def test_a_finished_run_without_its_journal_is_not_overwritten(tmp_path):
+    """A committed run holds rows.parquet but no cells: running into it would lose its rows."""
+    from harness.plan import Plan, Settings
+    from harness.runner import UsageError, prepare, run
+
+    (tmp_path / "rows.parquet").write_bytes(b"rows")
+    prepared = prepare(Plan("p", ("transformer",), ("decode:contexts=32",), Settings("tiny")))
+    with pytest.raises(UsageError, match="without its journal"):
+        run(prepared, tmp_path)
+    assert (tmp_path / "rows.parquet").read_bytes() == b"rows"
+
+
+def test_a_text_that_is_too_short_is_found_before_anything_runs(tmp_path):
+    from harness.plan import Plan
+    from harness.runner import prepare
+    from suites.text import TextError
+
+    (tmp_path / "short.txt").write_text("abc")
+    with pytest.raises(TextError, match="too short"):
+        prepare(Plan("p", ("transformer",), ("needle:lengths=256",), text=str(tmp_path / "short.txt")))
+
+
+def test_the_context_of_a_short_book_is_its_own_length(tmp_path):
+    from harness.plan import Plan
+    from harness.runner import prepare
+
+    (tmp_path / "short.txt").write_text("abc")
+    prepared = prepare(Plan("p", ("transformer",), ("pg19",), text=str(tmp_path / "short.txt")))
+    assert [cell.axes for cell in prepared.cells] == [{"context": 3}]

@@ -182,8 +182,7 @@ class Model(Decoder):
         B, T, _ = x_BTE.shape
         upper = list(enumerate(self.blocks))[self.half :]
         back = self.shape.conv - 1 if self.shape.conv else 0
-        lengths = torch.full((B,), T) if valid is None else torch.tensor(valid.lengths)
-        lengths = lengths.to(x_BTE.device)
+        lengths = torch.full((B,), T, device=x_BTE.device) if valid is None else valid.mask_BT.sum(1)
         real = lengths  # valid rows of x, per batch row, ending at column -1 once right-justified
         x = _right_justified(x_BTE, lengths, min(T, 1 + back * len(upper)))
         for n, (i, block) in enumerate(upper):

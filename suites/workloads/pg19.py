@@ -40,7 +40,9 @@ class Workload(Suite):
 
     def cells(self) -> list[dict[str, float | int | str]]:
         longest = max(len(self._scored_text(document).encode("utf-8")) for document in self._documents())
-        return [{"context": self.options.bytes_per_book or longest}]
+        # A cut between characters costs up to three bytes; shorter books have the context that they have.
+        wanted = self.options.bytes_per_book
+        return [{"context": wanted if wanted and longest > wanted - 4 else longest}]
 
     def cases(self, cell: Axes) -> Iterator[Case]:
         """One case per book, in the text's order. Raises TextError when `start` is beyond a book's end."""
