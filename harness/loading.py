@@ -53,12 +53,14 @@ def load_model(spec: str, settings: Settings, shared: dict[tuple[str, str], Any]
     holds several pays once. Raises SpecError or WeightsError with one sentence.
     """
     base = base_weights(spec)
-    if shared is None or not any(key[0] == base for key in shared):
+    if shared is None or not any(key[0] in (base, weights_key(spec)) for key in shared):
         model = _own_model(spec, settings, settings.device)
     else:
         model = _sharing_model(spec, settings, base, shared)
     if shared is not None:
-        shared |= {(base, name): p for name, p in model.named_parameters() if (base, name) not in shared}
+        # Under all names of its weights: two compressors of equal shape are not the same compressor.
+        owner = weights_key(spec)
+        shared |= {(owner, name): p for name, p in model.named_parameters() if (owner, name) not in shared}
     return model
 
 
@@ -74,13 +76,19 @@ def _sharing_model(spec: str, settings: Settings, base: str, shared: dict[tuple[
         )
     own = None
     for name, parameter in list(model.named_parameters()):
-        tensor = shared.get((base, name))
+        tensor = shared.get((weights_key(spec), name), shared.get((base, name)))
         if tensor is None or tensor.shape != parameter.shape:
             own = own or dict(_own_model(spec, settings, "cpu").named_parameters())
             tensor = torch.nn.Parameter(own[name].to(settings.device), requires_grad=False)
         owner, _, leaf = name.rpartition(".")
         setattr(model.get_submodule(owner), leaf, tensor)
     return model.eval().requires_grad_(False)
+
+
+def weights_key(spec: str) -> str:
+    """All weights that an architecture runs on, as one name."""
+    module, options = models.parse(spec)
+    return "+".join(module.Model.weight_names(options))
 
 
 def base_weights(spec: str) -> str:

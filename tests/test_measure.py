@@ -75,12 +75,15 @@ def test_a_stepped_case_is_scored_only_if_it_wants(scored):
 def test_architectures_on_the_same_weights_share_their_tensors():
     """A process that holds several pays once; what differs stays apart; answers do not change."""
     shared: dict = {}
-    specs = ("transformer", "tova:budget=4", "lococo:budget=4", "yoco")
+    # Both compressors fold into two slots, so their shapes are equal and their weights are not.
+    specs = ("transformer", "tova:budget=4", "lococo:budget=4", "lococo:budget=8,heavy=0.75", "yoco")
     models = {spec: load_model(spec, SETTINGS, shared) for spec in specs}
     pointers = {spec: {p.data_ptr() for p in model.parameters()} for spec, model in models.items()}
     assert pointers["transformer"] == pointers["tova:budget=4"]
     assert pointers["transformer"] < pointers["lococo:budget=4"]
     assert not pointers["transformer"] & pointers["yoco"]
+    both = pointers["lococo:budget=4"] & pointers["lococo:budget=8,heavy=0.75"]
+    assert both == pointers["transformer"]
     tokens_BT = torch.randint(0, 256, (1, 9))
     for spec, model in models.items():
         alone = load_model(spec, SETTINGS)
