@@ -72,7 +72,8 @@ def execute(
     with torch.inference_mode():
         on_phase("allocate")
         capacity = max(case.num_tokens for case in cases)
-        cache = model.new_cache(len(cases), capacity, device=device, seeds=[case.seed for case in cases])
+        seeds, prompts = [case.seed for case in cases], [len(case.prompt) for case in cases]
+        cache = model.new_cache(len(cases), capacity, device=device, seeds=seeds, prompts=prompts)
         tokens_BT, valid_BT = pad([case.prompt for case in cases], tokenizer.pad, device)
         on_phase("prefill")
         peak.reset()
@@ -103,7 +104,7 @@ def execute(
             _read_peak(peak, readings)
     readings.new_tokens = [len(answer.tokens) for answer in answers]
     readings.live = cache.live_bytes()
-    readings.predicted = model.cache_bytes(capacity, len(cases))
+    readings.predicted = model.cache_bytes(capacity, len(cases), prompt=min(prompts))
     readings.evicted = cache.evicted()
     readings.statistics = cache.statistics()
     on_phase("idle")

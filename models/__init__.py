@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 from .spec import canonical, known, parse_options, registry, split_spec
 
 if TYPE_CHECKING:
+    import torch
+
     from .architecture import Architecture, Shape
 
 FOLDER = Path(__file__).parent / "architectures"
@@ -43,14 +45,29 @@ def canonical_spec(spec: str) -> str:
     return canonical(split_spec(spec)[0], options)
 
 
-def build(spec: str, shape: Shape) -> Architecture:
+def resolve(spec: str, shape: Shape, dtype: torch.dtype | None = None) -> tuple[Any, Any]:
+    """As `parse`, with a budget in bytes turned into tokens for this shape and dtype of the cache."""
+    import torch
+
+    from .budget import resolve as in_tokens
+    from .spec import SpecError
+
+    module, options = parse(spec)
+    try:
+        return module, in_tokens(module, options, shape, dtype or torch.get_default_dtype())
+    except ValueError as error:
+        raise SpecError(f"{split_spec(spec)[0]}: {error}") from None
+
+
+def build(spec: str, shape: Shape, dtype: torch.dtype | None = None) -> Architecture:
     """An architecture with freshly initialised weights on torch's default device and dtype.
 
+    `dtype` (default: torch's) is what the cache will have; it matters for budgets in bytes only.
     Raises SpecError where the spec or its combination with the shape is wrong.
     """
     from .spec import SpecError
 
-    module, options = parse(spec)
+    module, options = resolve(spec, shape, dtype)
     try:
         return module.Model(shape, options)
     except ValueError as error:

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from .cache import Cache, CacheBytes
+from .rope import RopeScaling
 
 LogitsOf = Literal["last", "all"]
 
@@ -37,6 +38,10 @@ class Shape:
     q, k and v projections (0: none). `qk_norm` L2-normalises q and k per head and replaces
     1/sqrt(D) by learned per-head scales. YOCO may have FFN widths of its own to equalise
     parameters (paper section 4.2: 8d/3 for the Transformer, 3d for YOCO).
+
+    What real checkpoints add: heads of a width that is not dim / num_heads (`attention_head_dim`),
+    biases, `qk_rms` (RMSNorm of q and k per head, Qwen3), an output matrix `tied` to the embedding,
+    `rope_scaling`, and `sliding_layers` that see only the newest `sliding_window` tokens (Mistral).
     """
 
     name: str
@@ -56,26 +61,45 @@ class Shape:
     conv: int = 0
     qk_norm: bool = False
     norm_eps: float = 1e-5
+    attention_head_dim: int | None = None
+    qkv_bias: bool = False
+    out_bias: bool = False
+    ffn_bias: bool = False
+    qk_rms: bool = False
+    tied: bool = False
+    rope_scaling: RopeScaling | None = None
+    sliding_window: int | None = None
+    sliding_layers: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("vocab", "dim", "num_layers", "num_heads", "num_kv_heads", "ffn_dim", "window"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"shape '{self.name}' needs a positive {name}, not {getattr(self, name)}.")
-        if self.dim % self.num_heads or self.num_heads % self.num_kv_heads:
+        undivided = self.attention_head_dim is None and self.dim % self.num_heads
+        if undivided or self.num_heads % self.num_kv_heads:
             raise ValueError(
                 f"shape '{self.name}' needs dim divisible by num_heads and num_heads by num_kv_heads."
             )
         retention = self.retention_head_dim or self.head_dim
-        if self.head_dim % 2 or retention % 2 or self.dim % retention:
+        if self.head_dim < 2 or self.head_dim % 2 or retention % 2 or self.dim % retention:
             raise ValueError(
                 f"shape '{self.name}' needs even head dimensions, and dim divisible by retention_head_dim."
             )
         if self.conv < 0 or not 0 <= self.rope_fraction <= 1:
             raise ValueError(f"shape '{self.name}' needs conv >= 0 and rope_fraction between 0 and 1.")
 
+        if self.sliding_layers and (self.sliding_window or 0) < 1:
+            raise ValueError(f"shape '{self.name}' has sliding_layers and needs a positive sliding_window.")
+        if self.qk_norm and self.qk_rms:
+            raise ValueError(f"shape '{self.name}' can have qk_norm or qk_rms, not both.")
+
     @property
     def head_dim(self) -> int:
-        return self.dim // self.num_heads
+        return self.attention_head_dim or self.dim // self.num_heads
+
+    def layer_window(self, layer: int) -> int | None:
+        """Newest tokens that a query of this layer sees (itself included); None: all of them."""
+        return self.sliding_window if layer in self.sliding_layers else None
 
 
 class Architecture(nn.Module):
@@ -109,11 +133,14 @@ class Architecture(nn.Module):
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
         seeds: list[int] | None = None,
+        prompts: list[int] | None = None,
     ) -> Cache:
         """Preallocate a cache for `batch` rows that will each see at most `capacity` tokens.
 
-        `seeds` (one per row) drive policies that draw at random. A `dtype` other than that of the
-        weights serves only to ask for sizes on the meta device. Raises ValueError, also for sizes < 1.
+        `seeds` (one per row) drive policies that draw at random. `prompts` (tokens per row) tell policies
+        that act once, at the end of a prompt, where it ends; without it the first call is the prompt.
+        A `dtype` other than that of the weights serves only to ask for sizes on the meta device.
+        Raises ValueError, also for sizes < 1.
         """
         raise NotImplementedError
 
@@ -136,8 +163,13 @@ class Architecture(nn.Module):
         """All logits (B,T,V) in parallel, without cache: for training and for the parity laws."""
         raise NotImplementedError
 
-    def cache_bytes(self, capacity: int, batch: int = 1, dtype: torch.dtype | None = None) -> CacheBytes:
-        """Predicted bytes of `new_cache(batch, capacity, dtype)`."""
+    def cache_bytes(
+        self, capacity: int, batch: int = 1, dtype: torch.dtype | None = None, prompt: int | None = None
+    ) -> CacheBytes:
+        """Predicted bytes of `new_cache(batch, capacity, dtype)`, after a prompt of `prompt` tokens if given.
+
+        Only a policy that shrinks its storage at the end of the prompt tells the two apart.
+        """
         raise NotImplementedError
 
     def read_bytes(self, num_tokens: int, batch: int = 1, dtype: torch.dtype | None = None) -> int:

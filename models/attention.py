@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .layers import Rope
+from .rope import Rope
 
 #: Queries per block where a mask has to be materialised: bounds it to (block x slots).
 QUERY_BLOCK = 256
@@ -22,13 +22,17 @@ QUERY_BLOCK = 256
 
 @dataclass(frozen=True)
 class Heads:
-    """How one layer attends: head counts, softmax scale, rotary positions (None: no positions)."""
+    """How one layer attends: head counts, softmax scale, rotary positions (None: no positions).
+
+    `window` is the model's own: a query sees only the newest `window` tokens, itself included.
+    """
 
     num_heads: int
     num_kv_heads: int
     head_dim: int
     scale: float
     rope: Rope | None
+    window: int | None = None
 
     @property
     def slot_elements(self) -> int:

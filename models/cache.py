@@ -50,6 +50,21 @@ class TensorSpec:
     fill: float = 0
 
 
+@dataclass(frozen=True)
+class Request:
+    """What a cache is asked for: rows, tokens per row, storage, and what the caller knows of each row.
+
+    `seeds` (one per row) drive random policies; `prompts` are prompt lengths, None if not declared.
+    """
+
+    batch: int
+    capacity: int
+    dtype: torch.dtype
+    device: torch.device | str
+    seeds: list[int]
+    prompts: list[int] | None = None
+
+
 class Ragged:
     """Right-padded rows: row b of this call has `lengths[b]` valid tokens, then padding."""
 
@@ -103,6 +118,13 @@ class LayerState:
         """Slots per row that this state has given up so far: tokens dropped, or folded into others."""
         return [0] * self.batch
 
+    def kept_positions(self) -> Tensor | None:
+        """True positions of the tokens held now, (B,P,S), -1 in empty slots; None where slots have none.
+
+        P is 1 where all KV heads of the layer hold the same tokens, else the number of KV heads.
+        """
+        return None
+
     def statistics(self) -> dict[str, list[float]]:
         """Further numbers that the policy wants recorded, one per row of the batch."""
         return {}
@@ -153,6 +175,12 @@ class ConvState(LayerState):
         self, batch: int, taps: int, channels: int, dtype: torch.dtype, device: torch.device | str
     ) -> None:
         super().__init__(batch, {"tail": TensorSpec((taps - 1, channels), dtype, "state")}, device)
+
+    @classmethod
+    def of(cls, conv: nn.Module, request: Request) -> ConvState:
+        """The state that a `ShortConv` needs: weight (channels, taps)."""
+        channels, taps = conv.weight.shape
+        return cls(request.batch, taps, channels, request.dtype, request.device)
 
     def shift_in(self, x_BTC: Tensor, valid: Ragged | None) -> Tensor:
         """Prepend the kept inputs to x and keep the newest ones: (B, taps-1+T, C)."""
@@ -221,6 +249,11 @@ class Cache:
     def evicted(self) -> list[int]:
         """Per row: slots given up (tokens dropped or folded), summed over layers."""
         return [sum(column) for column in zip(*(s.evicted() for s in self.states.values()), strict=True)]
+
+    def kept_positions(self) -> dict[str, Tensor]:
+        """`LayerState.kept_positions` of every state that has them, by name."""
+        kept = {name: state.kept_positions() for name, state in self.states.items()}
+        return {name: positions for name, positions in kept.items() if positions is not None}
 
     def statistics(self) -> dict[str, list[float]]:
         """The policy's own numbers per row, averaged over the layers that report them."""

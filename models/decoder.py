@@ -15,12 +15,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .architecture import Architecture, LogitsOf, Shape
 from .attention import Heads, attention, sliding_window
-from .cache import Cache, CacheBytes, ConvState, LayerCache, LayerState, Ragged
-from .layers import RMSNorm, Rope, ShortConv, SwiGLU, unit_heads
+from .cache import Cache, CacheBytes, ConvState, LayerCache, LayerState, Ragged, Request
+from .layers import RMSNorm, ShortConv, SwiGLU, unit_heads
+from .rope import Rope, llama_frequencies
 
 #: Softmax sharpness that QK-norm starts from: q_scale * k_scale = 10.
 QK_SCALE = 10**0.5
@@ -29,16 +31,18 @@ QK_SCALE = 10**0.5
 class SelfAttention(nn.Module):
     """q, k, v projections, optional convolution and QK-norm; what happens to k and v is the cache's."""
 
-    def __init__(self, shape: Shape, rope: Rope | None) -> None:
+    def __init__(self, shape: Shape, rope: Rope | None, window: int | None = None) -> None:
         super().__init__()
         H, G, D = shape.num_heads, shape.num_kv_heads, shape.head_dim
         self.sizes = (H * D, G * D, G * D)
-        self.heads = Heads(H, G, D, 1.0 if shape.qk_norm else D**-0.5, rope)
-        self.qkv = nn.Linear(shape.dim, sum(self.sizes), bias=False)
+        self.heads = Heads(H, G, D, 1.0 if shape.qk_norm else D**-0.5, rope, window)
+        self.qkv = nn.Linear(shape.dim, sum(self.sizes), bias=shape.qkv_bias)
         self.conv = ShortConv(sum(self.sizes), shape.conv) if shape.conv else None
         self.q_scale = nn.Parameter(torch.full((H,), QK_SCALE)) if shape.qk_norm else None
         self.k_scale = nn.Parameter(torch.full((G,), QK_SCALE)) if shape.qk_norm else None
-        self.out = nn.Linear(H * D, shape.dim, bias=False)
+        self.q_norm = RMSNorm(D, shape.norm_eps) if shape.qk_rms else None
+        self.k_norm = RMSNorm(D, shape.norm_eps) if shape.qk_rms else None
+        self.out = nn.Linear(H * D, shape.dim, bias=shape.out_bias)
 
     def project(
         self, x_BTE: Tensor, conv: ConvState | None, valid: Ragged | None
@@ -50,6 +54,8 @@ class SelfAttention(nn.Module):
         q, k, v = (part.unflatten(-1, (-1, self.heads.head_dim)) for part in qkv.split(self.sizes, -1))
         if self.q_scale is not None:
             q, k = unit_heads(q, self.q_scale), unit_heads(k, self.k_scale)
+        if self.q_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
         return q, k, v
 
     def forward(
@@ -65,6 +71,7 @@ class SelfAttention(nn.Module):
 
     def parallel(self, x_BTE: Tensor, positions_BT: Tensor, window: int | None = None) -> Tensor:
         """Full (or sliding-window) causal attention over a whole sequence, without cache."""
+        window = window or self.heads.window
         q, k, v = self.project(x_BTE, None, None)
         q, k = self.heads.rotate(q, positions_BT), self.heads.rotate(k, positions_BT)
         k, v = k.transpose(1, 2), v.transpose(1, 2)
@@ -81,7 +88,7 @@ class Block(nn.Module):
     def __init__(self, shape: Shape, mixer: nn.Module, ffn_dim: int) -> None:
         super().__init__()
         self.norm1, self.norm2 = RMSNorm(shape.dim, shape.norm_eps), RMSNorm(shape.dim, shape.norm_eps)
-        self.mixer, self.ffn = mixer, SwiGLU(shape.dim, ffn_dim)
+        self.mixer, self.ffn = mixer, SwiGLU(shape.dim, ffn_dim, shape.ffn_bias)
 
     def forward(self, x_BTE: Tensor, mix) -> Tensor:
         """`mix(mixer, normed)` runs the mixer: through a cache, or in parallel."""
@@ -94,50 +101,44 @@ class Decoder(Architecture):
 
     def __init__(self, shape: Shape, options: Any) -> None:
         super().__init__(shape, options)
-        self.lower_rope = Rope(shape.head_dim, shape.rope_base, shape.rope_fraction)
+        self.lower_rope = self.build_rope(shape.head_dim)
         self.upper_rope = self.lower_rope if shape.rope_upper else None
         self.embed = nn.Embedding(shape.vocab, shape.dim)
         self.blocks = nn.ModuleList(self.build_blocks())
         self.norm = RMSNorm(shape.dim, shape.norm_eps)
-        self.head = nn.Linear(shape.dim, shape.vocab, bias=False)
+        self.head = None if shape.tied else nn.Linear(shape.dim, shape.vocab, bias=False)
 
     # --- what an architecture may override -------------------------------------------------------
+
+    def build_rope(self, head_dim: int) -> Rope:
+        s, scaling = self.shape, self.shape.rope_scaling
+        frequency_P = llama_frequencies(head_dim, s.rope_base, s.rope_fraction, scaling)
+        return Rope(frequency_P, 1.0 if scaling is None else scaling.amplitude)
 
     def build_blocks(self) -> list[Block]:
         half = self.shape.num_layers // 2
         return [
             Block(
                 self.shape,
-                SelfAttention(self.shape, self.lower_rope if i < half else self.upper_rope),
+                SelfAttention(
+                    self.shape, self.lower_rope if i < half else self.upper_rope, self.shape.layer_window(i)
+                ),
                 self.shape.ffn_dim,
             )
             for i in range(self.shape.num_layers)
         ]
 
-    def layer_cache(
-        self,
-        heads: Heads,
-        layer: int,
-        batch: int,
-        capacity: int,
-        seeds: list[int],
-        dtype: torch.dtype,
-        device: torch.device | str,
-    ) -> LayerCache:
+    def layer_cache(self, heads: Heads, layer: int, request: Request) -> LayerCache:
         """The cache that owns attention in `layer`: the one method a policy has to write."""
         raise NotImplementedError
 
-    def new_states(
-        self, batch: int, capacity: int, seeds: list[int], dtype: torch.dtype, device: torch.device | str
-    ) -> dict[str, LayerState]:
+    def new_states(self, request: Request) -> dict[str, LayerState]:
         states: dict[str, LayerState] = {}
         for i, block in enumerate(self.blocks):
             mixer = block.mixer
-            states[f"{i}.attention"] = self.layer_cache(mixer.heads, i, batch, capacity, seeds, dtype, device)
+            states[f"{i}.attention"] = self.layer_cache(mixer.heads, i, request)
             if mixer.conv is not None:
-                states[f"{i}.convolution"] = ConvState(
-                    batch, mixer.conv.taps, sum(mixer.sizes), dtype, device
-                )
+                states[f"{i}.convolution"] = ConvState.of(mixer.conv, request)
         return states
 
     def run_blocks(
@@ -156,17 +157,18 @@ class Decoder(Architecture):
 
     # --- the cached step ------------------------------------------------------------------------
 
-    def new_cache(self, batch, capacity, dtype=None, device=None, seeds=None) -> Cache:
+    def new_cache(self, batch, capacity, dtype=None, device=None, seeds=None, prompts=None) -> Cache:
         if batch < 1 or capacity < 1:
             raise ValueError(f"a cache needs batch and capacity of at least 1, not {batch} and {capacity}.")
-        if seeds is not None and len(seeds) != batch:
-            raise ValueError(f"a cache of {batch} rows needs {batch} seeds, not {len(seeds)}.")
+        for name, values in (("seeds", seeds), ("prompts", prompts)):
+            if values is not None and len(values) != batch:
+                raise ValueError(f"a cache of {batch} rows needs {batch} {name}, not {len(values)}.")
         weight = self.embed.weight
         dtype, device = dtype or weight.dtype, device or weight.device
         if dtype != weight.dtype and str(device) != "meta":
             raise ValueError(f"a cache has the dtype of the weights, {weight.dtype}, not {dtype}.")
-        states = self.new_states(batch, capacity, seeds or [0] * batch, dtype, device)
-        return Cache(states, batch, capacity)
+        request = Request(batch, capacity, dtype, device, seeds or [0] * batch, prompts)
+        return Cache(self.new_states(request), batch, capacity)
 
     def extend(self, tokens_BT, valid_BT, cache, logits: LogitsOf = "last") -> Tensor:
         B, T = tokens_BT.shape
@@ -182,8 +184,8 @@ class Decoder(Architecture):
         x = self.run_blocks(self.embed(tokens_BT), positions_BT, valid, cache, logits)
         cache.seen = [n + length for n, length in zip(cache.seen, lengths, strict=True)]
         if logits == "last":
-            return self.head(self.norm(_last_rows(x, T, valid)))
-        all_BTV = self.head(self.norm(x))
+            return self.to_logits(_last_rows(x, T, valid))
+        all_BTV = self.to_logits(x)
         if order_BT is None:
             return all_BTV
         back = order_BT.argsort(1)
@@ -206,7 +208,12 @@ class Decoder(Architecture):
         self._ensure_rope(T)
         positions_BT = torch.arange(T, device=tokens_BT.device).expand(B, T)
         x = self.run_parallel(self.embed(tokens_BT), positions_BT)
-        return self.head(self.norm(x))
+        return self.to_logits(x)
+
+    def to_logits(self, x_BTE: Tensor) -> Tensor:
+        """Final norm and output matrix, which may be the embedding's."""
+        normed = self.norm(x_BTE)
+        return F.linear(normed, self.embed.weight) if self.head is None else self.head(normed)
 
     def run_parallel(self, x_BTE: Tensor, positions_BT: Tensor) -> Tensor:
         for block in self.blocks:
@@ -215,9 +222,10 @@ class Decoder(Architecture):
 
     # --- cost -----------------------------------------------------------------------------------
 
-    def cache_bytes(self, capacity, batch=1, dtype=None) -> CacheBytes:
+    def cache_bytes(self, capacity, batch=1, dtype=None, prompt=None) -> CacheBytes:
         # Storage on the meta device has shapes and dtypes but no memory, so asking is free.
-        return self.new_cache(batch, capacity, dtype, "meta").live_bytes()
+        prompts = None if prompt is None else [prompt] * batch
+        return self.new_cache(batch, capacity, dtype, "meta", prompts=prompts).live_bytes()
 
     def read_bytes(self, num_tokens, batch=1, dtype=None) -> int:
         cache = self.new_cache(1, num_tokens + 1, dtype, "meta")
@@ -233,13 +241,17 @@ class Decoder(Architecture):
         return batch * (2 * self._matrix_elements() + self._attention_flops(num_tokens, num_tokens + 1))
 
     def prefill_flops(self, num_tokens, batch=1) -> int:
-        blocks = 2 * (self._matrix_elements() - self.head.weight.numel())
-        head = 2 * self.head.weight.numel()
+        head = 2 * self._head_elements()
+        blocks = 2 * self._matrix_elements() - head
         return batch * (num_tokens * blocks + head + self._attention_flops(0, num_tokens))
 
     def _matrix_elements(self) -> int:
-        """Weights that every generated token multiplies with (all matrices but the embedding)."""
-        return sum(p.numel() for n, p in self.named_parameters() if p.ndim == 2 and n != "embed.weight")
+        """Weights that every generated token multiplies with; the embedding only where it is tied."""
+        blocks = (p for n, p in self.named_parameters() if n not in ("embed.weight", "head.weight"))
+        return sum(p.numel() for p in blocks if p.ndim == 2) + self._head_elements()
+
+    def _head_elements(self) -> int:
+        return self.shape.vocab * self.shape.dim
 
     def _attention_flops(self, start: int, stop: int) -> int:
         """q k^T and probs v for the queries at positions start..stop-1 of one row, all layers."""
@@ -250,6 +262,10 @@ class Decoder(Architecture):
             for state in cache.states.values()
             if state.slot_elements
         )
+
+    def _pair_flops(self) -> int:
+        """One query attending to one key: q k^T and probs v, all heads of all layers."""
+        return 4 * self.shape.num_heads * self.shape.head_dim * self.shape.num_layers
 
     def muon_splits(self) -> dict[str, tuple[int, ...]]:
         """Row sizes of fused matrices, by parameter name: an optimiser must treat them apart."""

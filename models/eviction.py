@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .attention import Heads, attention, attention_with_probs, never_empty
-from .cache import LayerCache, Ragged, TensorSpec, row_lengths
+from .cache import LayerCache, Ragged, Request, TensorSpec, row_lengths
 
 
 class StepwiseEvictor(LayerCache):
@@ -31,17 +31,14 @@ class StepwiseEvictor(LayerCache):
     def __init__(
         self,
         heads: Heads,
-        batch: int,
-        capacity: int,
+        request: Request,
         budget: int,
-        dtype: torch.dtype,
-        device: torch.device | str,
     ) -> None:
-        slots = min(budget + 1, capacity)
-        kv = TensorSpec((heads.num_kv_heads, slots, heads.head_dim), dtype, "payload")
+        slots = min(budget + 1, request.capacity)
+        kv = TensorSpec((heads.num_kv_heads, slots, heads.head_dim), request.dtype, "payload")
         pos = TensorSpec((slots,), torch.int32, "metadata", -1)
         free = TensorSpec((), torch.int64, "metadata")
-        super().__init__(batch, {"k": kv, "v": kv, "pos": pos, "free": free}, device)
+        super().__init__(request.batch, {"k": kv, "v": kv, "pos": pos, "free": free}, request.device)
         self.heads, self.budget, self.slots = heads, budget, slots
         self.slot_elements, self.reach = heads.slot_elements, slots
 
@@ -51,6 +48,9 @@ class StepwiseEvictor(LayerCache):
         `probs_BHS` is None for policies with `scores = False`.
         """
         raise NotImplementedError
+
+    def kept_positions(self):
+        return self.tensors["pos"][:, None]
 
     def evicted(self) -> list[int]:
         return [max(0, seen - self.budget) for seen in self.rows["seen"]]

@@ -1,4 +1,4 @@
-"""Bricks without any knowledge of caches: norm, positions, convolution, feed-forward.
+"""Bricks without any knowledge of caches: norm, convolution, feed-forward (positions: `rope.py`).
 
 Letters as in `models/architecture.py`.
 """
@@ -26,42 +26,6 @@ def rms_normalise(x: Tensor, eps: float) -> Tensor:
     """x / rms(x) over the last dimension, computed in at least fp32."""
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
-
-
-class Rope(nn.Module):
-    """Rotary positions, half-split pairs (i, i + D/2), angle = position * base^(-i / rotated pairs).
-
-    Only the first `fraction` of the pairs turn. Angles are tabulated in fp64 (fp32 angles are off by
-    several 1e-2 rad near position 1e6) and grow with the longest position asked for.
-    """
-
-    def __init__(self, head_dim: int, base: float, fraction: float = 1.0) -> None:
-        super().__init__()
-        self.pairs = head_dim // 2
-        turning = round(self.pairs * fraction)
-        frequency = torch.zeros(self.pairs, dtype=torch.float64, device="cpu")
-        steps = torch.arange(turning, dtype=torch.float64, device="cpu")
-        frequency[:turning] = base ** (-steps / max(turning, 1))
-        self._frequency = frequency
-        self._cos: Tensor | None = None
-        self._sin: Tensor | None = None
-
-    def ensure(self, num_positions: int, dtype: torch.dtype, device: torch.device | str) -> None:
-        """Make the table cover positions 0..num_positions-1 in this dtype on this device."""
-        table = self._cos
-        fits = table is not None and table.dtype == dtype and table.device == torch.device(device)
-        if fits and len(table) >= num_positions:
-            return
-        angles = torch.arange(num_positions, dtype=torch.float64)[:, None] * self._frequency
-        self._cos, self._sin = angles.cos().to(device, dtype), angles.sin().to(device, dtype)
-
-    def forward(self, x_BTHD: Tensor, positions_BT: Tensor) -> Tensor:
-        """Rotate x at the given positions (negative ones, i.e. padding, as position 0)."""
-        assert self._cos is not None and self._sin is not None, "ensure() comes first"
-        index = positions_BT.clamp(min=0)
-        cos, sin = self._cos[index][:, :, None], self._sin[index][:, :, None]
-        first, second = x_BTHD[..., : self.pairs], x_BTHD[..., self.pairs :]
-        return torch.cat([first * cos - second * sin, first * sin + second * cos], -1)
 
 
 class ShortConv(nn.Module):
@@ -95,10 +59,10 @@ class ShortConv(nn.Module):
 class SwiGLU(nn.Module):
     """down(silu(gate x) * up x), gate and up in one matrix."""
 
-    def __init__(self, dim: int, ffn_dim: int) -> None:
+    def __init__(self, dim: int, ffn_dim: int, bias: bool = False) -> None:
         super().__init__()
-        self.gate_up = nn.Linear(dim, 2 * ffn_dim, bias=False)
-        self.down = nn.Linear(ffn_dim, dim, bias=False)
+        self.gate_up = nn.Linear(dim, 2 * ffn_dim, bias=bias)
+        self.down = nn.Linear(ffn_dim, dim, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         gate, up = self.gate_up(x).chunk(2, -1)

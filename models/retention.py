@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from .architecture import Shape
 from .cache import ConvState, LayerState, Ragged, TensorSpec, row_lengths
 from .kernels import gated_retention
-from .layers import Rope, ShortConv, rms_normalise, unit_heads
+from .layers import ShortConv, rms_normalise, unit_heads
+from .rope import Rope
 
 #: Temperature of the gate: decay = sigmoid(logit) ** (1/16).
 GATE_TEMPERATURE = 16

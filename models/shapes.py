@@ -11,6 +11,7 @@ import tomllib
 from pathlib import Path
 
 from .architecture import Shape
+from .rope import RopeScaling
 from .spec import SpecError
 
 
@@ -74,6 +75,8 @@ def shape_from(values: dict) -> Shape:
         if key not in fields:
             raise SpecError(f"Unknown key '{key}' in {what}; valid keys: {', '.join(fields)}.")
     kinds = {"str": (str,), "int": (int,), "float": (int, float), "bool": (bool,)}
+    values = dict(values)
+    scaling, layers = values.pop("rope_scaling", None), values.pop("sliding_layers", ())
     for name, field in fields.items():
         if name not in values:
             if field.default is dataclasses.MISSING:
@@ -82,7 +85,15 @@ def shape_from(values: dict) -> Shape:
         kind, *none = str(field.type).split(" | ")
         if type(values[name]) not in kinds[kind] and not (none and values[name] is None):
             raise SpecError(f"Key '{name}' in {what} must be of type {field.type}, not {values[name]!r}.")
+    if not isinstance(layers, list | tuple) or not all(type(layer) is int for layer in layers):
+        raise SpecError(f"Key 'sliding_layers' in {what} must be a list of layer numbers.")
+    if scaling is not None and not isinstance(scaling, dict):
+        raise SpecError(f"Key 'rope_scaling' in {what} must be a table.")
     try:
-        return Shape(**values)
+        stretched = None if scaling is None else RopeScaling(**scaling)
+        return Shape(**values, rope_scaling=stretched, sliding_layers=tuple(layers))
     except ValueError as error:
         raise SpecError(str(error)) from None
+    except TypeError:
+        keys = ", ".join(field.name for field in dataclasses.fields(RopeScaling))
+        raise SpecError(f"Key 'rope_scaling' in {what} must hold numbers under: {keys}.") from None

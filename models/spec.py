@@ -56,6 +56,8 @@ def parse_options(options_class: type, text: str, what: str) -> Any:
         if key in values:
             raise SpecError(f"Option '{key}' of {what} is given twice.")
         values[key] = _convert(value, hints[key], f"option '{key}' of {what}")
+    if {"budget", "budget_bytes"} <= values.keys():
+        raise SpecError(f"Give budget or budget_bytes of {what}, not both.")
     try:
         return options_class(**values)
     except SpecError:

@@ -44,6 +44,7 @@ class Options:
     heavy: float = 0.5
     kernel: int = 21
     block: int = 0
+    budget_bytes: int | None = None
 
     def __post_init__(self) -> None:
         if self.budget < 2 or not 0 <= self.heavy < 1 or self.block < 0:
@@ -93,13 +94,13 @@ class Compressor(nn.Module):
 class LococoCache(LayerCache):
     """Slots in the order [heavy, mixed, new]; `score` is the attention of the last call."""
 
-    def __init__(self, heads, batch, capacity, options, compressor, dtype, device) -> None:
+    def __init__(self, heads, request, options, compressor) -> None:
         self.block = options.block or options.budget
-        slots = min(options.budget + SLACK + self.block, capacity)
-        kv = TensorSpec((heads.num_kv_heads, slots, heads.head_dim), dtype, "payload")
-        wide = torch.promote_types(dtype, torch.float32)
+        batch, slots = request.batch, min(options.budget + SLACK + self.block, request.capacity)
+        kv = TensorSpec((heads.num_kv_heads, slots, heads.head_dim), request.dtype, "payload")
+        wide = torch.promote_types(request.dtype, torch.float32)
         score = TensorSpec((heads.num_kv_heads, slots), wide, "metadata")
-        super().__init__(batch, {"k": kv, "v": kv, "score": score}, device)
+        super().__init__(batch, {"k": kv, "v": kv, "score": score}, request.device)
         self.heads, self.budget, self.slots = heads, options.budget, slots
         self.compressor = compressor
         self.slot_elements, self.reach = heads.slot_elements, min(options.budget + SLACK + 1, slots)
@@ -197,8 +198,8 @@ class Model(Decoder):
     def weight_names(cls, options):
         return ("transformer", f"lococo-{options.budget}")
 
-    def layer_cache(self, heads, layer, batch, capacity, seeds, dtype, device):
-        return LococoCache(heads, batch, capacity, self.options, self.compressors[layer], dtype, device)
+    def layer_cache(self, heads, layer, request):
+        return LococoCache(heads, request, self.options, self.compressors[layer])
 
     def compressor_bytes(self) -> int:
         return sum(p.numel() * p.element_size() for p in self.compressors.parameters())
@@ -213,7 +214,7 @@ class Model(Decoder):
             new = min(block, num_tokens - start)
             pairs += new * held + new * (new + 1) // 2
             held += new
-        attended = 4 * self.shape.dim * self.shape.num_layers * pairs - self._attention_flops(0, num_tokens)
+        attended = self._pair_flops() * pairs - self._attention_flops(0, num_tokens)
         return super().prefill_flops(num_tokens, batch) + batch * (attended + folds)
 
     def decode_flops(self, num_tokens, batch=1) -> int:

@@ -20,6 +20,7 @@ class Options:
     """`budget` tokens are kept after each step."""
 
     budget: int = 256
+    budget_bytes: int | None = None
 
     def __post_init__(self) -> None:
         if self.budget < 1:
@@ -31,11 +32,11 @@ class RandomCache(StepwiseEvictor):
 
     scores = False
 
-    def __init__(self, heads, batch, capacity, budget, seeds, layer, dtype, device) -> None:
-        super().__init__(heads, batch, capacity, budget, dtype, device)
+    def __init__(self, heads, request, budget, layer) -> None:
+        super().__init__(heads, request, budget)
         self.layer = layer
         self.specs = self.specs | {"seed": TensorSpec((), torch.int64, "metadata")}
-        self.tensors["seed"] = torch.tensor(seeds, dtype=torch.int64).to(device)
+        self.tensors["seed"] = torch.tensor(request.seeds, dtype=torch.int64).to(request.device)
 
     def victims(self, probs_BHS, position_B):
         # Integer mixing that wraps at 64 bits (the finaliser of splitmix64, signed).
@@ -50,5 +51,5 @@ class Model(Decoder):
 
     prompt_mode = "stepwise"
 
-    def layer_cache(self, heads, layer, batch, capacity, seeds, dtype, device):
-        return RandomCache(heads, batch, capacity, self.options.budget, seeds, layer, dtype, device)
+    def layer_cache(self, heads, layer, request):
+        return RandomCache(heads, request, self.options.budget, layer)

@@ -31,6 +31,7 @@ class Options:
 
     budget: int = 256
     prompt: Literal["stepwise", "bulk"] = "stepwise"
+    budget_bytes: int | None = None
 
     def __post_init__(self) -> None:
         if self.budget < 1:
@@ -101,14 +102,14 @@ class Model(Decoder):
         super().__init__(shape, options)
         self.prompt_mode = options.prompt
 
-    def layer_cache(self, heads, layer, batch, capacity, seeds, dtype, device):
+    def layer_cache(self, heads, layer, request):
         kind = BulkTovaCache if self.options.prompt == "bulk" else TovaCache
-        return kind(heads, batch, capacity, self.options.budget, dtype, device)
+        return kind(heads, request, self.options.budget)
 
     def prefill_flops(self, num_tokens, batch=1) -> int:
         """A bulk prompt attends in full, and its last row a second time for the scores."""
         if self.options.prompt == "stepwise":
             return super().prefill_flops(num_tokens, batch)
         pairs = num_tokens * (num_tokens + 1) // 2 + num_tokens
-        extra = 4 * self.shape.dim * self.shape.num_layers * pairs - self._attention_flops(0, num_tokens)
+        extra = self._pair_flops() * pairs - self._attention_flops(0, num_tokens)
         return super().prefill_flops(num_tokens, batch) + batch * extra

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from ..attention import QUERY_BLOCK, Heads, attention, never_empty
-from ..cache import LayerCache, Ragged, TensorSpec, row_lengths
+from ..cache import LayerCache, Ragged, Request, TensorSpec, row_lengths
 from ..decoder import Decoder
+from ..ring import WindowCache
 
 
 @dataclass(frozen=True)
@@ -26,14 +27,11 @@ class FullCache(LayerCache):
     def __init__(
         self,
         heads: Heads,
-        batch: int,
-        capacity: int,
-        dtype: torch.dtype,
-        device: torch.device | str,
+        request: Request,
         readers: int = 1,
     ) -> None:
-        kv = TensorSpec((heads.num_kv_heads, capacity, heads.head_dim), dtype, "payload")
-        super().__init__(batch, {"k": kv, "v": kv}, device)
+        kv = TensorSpec((heads.num_kv_heads, request.capacity, heads.head_dim), request.dtype, "payload")
+        super().__init__(request.batch, {"k": kv, "v": kv}, request.device)
         self.heads, self.readers, self.slot_elements = heads, readers, heads.slot_elements
 
     def append(self, k_BTGD: Tensor, v_BTGD: Tensor, positions_BT: Tensor, valid: Ragged | None) -> None:
@@ -62,6 +60,11 @@ class FullCache(LayerCache):
             outs.append(attention(q_BTHD[:, block], k, v, scale, mask))
         return torch.cat(outs, 1)
 
+    def kept_positions(self):
+        slots = torch.arange(self.tensors["k"].shape[2], device=self.tensors["k"].device)
+        held = torch.tensor(self.rows["seen"], device=slots.device)[:, None]
+        return torch.where(slots < held, slots, -1)[:, None]
+
     def attend(self, q_BTHD, k_BTGD, v_BTGD, positions_BT, valid):
         self.append(k_BTGD, v_BTGD, positions_BT, valid)
         return self.read(q_BTHD, positions_BT, valid)
@@ -70,5 +73,6 @@ class FullCache(LayerCache):
 class Model(Decoder):
     """Llama-style decoder with one full cache per layer."""
 
-    def layer_cache(self, heads, layer, batch, capacity, seeds, dtype, device):
-        return FullCache(heads, batch, capacity, dtype, device)
+    def layer_cache(self, heads, layer, request):
+        # A layer that sees only a window needs no more than it: exact, and what it really costs.
+        return WindowCache(heads, request, 0, heads.window) if heads.window else FullCache(heads, request)

@@ -30,8 +30,8 @@ from ..cache import ConvState, LayerState, Ragged
 from ..decoder import QK_SCALE, Block, Decoder, SelfAttention
 from ..layers import RMSNorm, ShortConv, unit_heads
 from ..retention import RetentionMixer, RetentionState
+from ..ring import WindowCache
 from .transformer import FullCache
-from .window import WindowCache
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ class Model(Decoder):
         """Retention may have wider heads than attention, hence a table of its own."""
         head_dim = self.shape.retention_head_dim or self.shape.head_dim
         if head_dim != self.shape.head_dim and not hasattr(self, "wide_rope"):
-            self.wide_rope = type(self.lower_rope)(head_dim, self.shape.rope_base, self.shape.rope_fraction)
+            self.wide_rope = self.build_rope(head_dim)
         return getattr(self, "wide_rope", self.lower_rope)
 
     def _ensure_rope(self, num_positions: int) -> None:
@@ -119,26 +119,22 @@ class Model(Decoder):
 
     # --- caches ---------------------------------------------------------------------------------
 
-    def new_states(self, batch, capacity, seeds, dtype, device) -> dict[str, LayerState]:
+    def new_states(self, request) -> dict[str, LayerState]:
         states: dict[str, LayerState] = {}
         for i, block in enumerate(self.blocks):
             mixer = block.mixer
             if i < self.half and self.retention:
                 states[f"{i}.retention"] = RetentionState(
-                    batch, mixer.num_heads, mixer.head_dim, dtype, device
+                    request.batch, mixer.num_heads, mixer.head_dim, request.dtype, request.device
                 )
             elif i < self.half:
-                states[f"{i}.attention"] = WindowCache(
-                    mixer.heads, batch, capacity, 0, self.window, dtype, device
-                )
+                states[f"{i}.attention"] = WindowCache(mixer.heads, request, 0, self.window)
             if mixer.conv is not None:
-                channels = mixer.conv.weight.shape[0]
-                states[f"{i}.convolution"] = ConvState(batch, mixer.conv.taps, channels, dtype, device)
+                states[f"{i}.convolution"] = ConvState.of(mixer.conv, request)
         if self.kv_conv is not None:
-            channels = self.kv_conv.weight.shape[0]
-            states["shared.convolution"] = ConvState(batch, self.kv_conv.taps, channels, dtype, device)
+            states["shared.convolution"] = ConvState.of(self.kv_conv, request)
         readers = self.shape.num_layers - self.half
-        states["shared"] = FullCache(self.cross_heads, batch, capacity, dtype, device, readers)
+        states["shared"] = FullCache(self.cross_heads, request, readers)
         return states
 
     def _shared_kv(self, x_BTE: Tensor, conv: ConvState | None, valid) -> tuple[Tensor, Tensor]:
@@ -225,12 +221,12 @@ class Model(Decoder):
         if not self.options.early_exit:
             return super().prefill_flops(num_tokens, batch) + batch * retained
         upper = sum(p.numel() for b in self.blocks[self.half :] for p in b.parameters() if p.ndim == 2)
-        head = self.head.weight.numel()
+        head = self._head_elements()
         lower = self._matrix_elements() - upper - head
         n_upper = len(self.blocks) - self.half
         back = max(self.shape.conv - 1, 0)
         tails = [min(num_tokens, 1 + back * n) for n in range(n_upper)]
-        per_slot = 4 * self.shape.dim
+        per_slot = 4 * self.shape.num_heads * self.shape.head_dim
         local = retained + per_slot * sum(
             self._local_pairs(num_tokens) for _ in range(0 if self.retention else self.half)
         )
