@@ -48,12 +48,15 @@ def attention(
     k_BGSD: Tensor,
     v_BGSD: Tensor,
     scale: float,
-    mask_BTS: Tensor | None = None,
+    mask: Tensor | None = None,
     causal: bool = False,
 ) -> Tensor:
-    """softmax(scale * q k^T) v -> (B,T,H,D). `mask_BTS` True means visible; `causal` needs T == S."""
+    """softmax(scale * q k^T) v -> (B,T,H,D).
+
+    `mask` True means visible: (B,T,S), or (B,G,T,S) where KV heads differ. `causal` needs T == S.
+    """
     T, H, G = q_BTHD.shape[1], q_BTHD.shape[2], k_BGSD.shape[1]
-    mask = None if mask_BTS is None else mask_BTS[:, None]
+    mask = mask[:, None] if mask is not None and mask.ndim == 3 else mask
     if T == 1 and H > G:
         # Queries of one KV head become rows, so that K and V are read once.
         q = q_BTHD.reshape(q_BTHD.shape[0], G, H // G, -1)
@@ -64,6 +67,8 @@ def attention(
         # hold all T x S probabilities.
         k_BGSD, v_BGSD = (x.repeat_interleave(H // G, 1) for x in (k_BGSD, v_BGSD))
         G = H
+    if mask is not None and mask.shape[1] > 1:
+        mask = mask.repeat_interleave(H // mask.shape[1], 1)
     q = q_BTHD.transpose(1, 2)
     out = F.scaled_dot_product_attention(
         q, k_BGSD, v_BGSD, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=H > G
@@ -72,7 +77,7 @@ def attention(
 
 
 def attention_with_probs(
-    q_BTHD: Tensor, k_BGSD: Tensor, v_BGSD: Tensor, scale: float, mask_BTS: Tensor | None
+    q_BTHD: Tensor, k_BGSD: Tensor, v_BGSD: Tensor, scale: float, mask: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """As `attention`, and the probabilities (B,H,T,S) in at least fp32.
 
@@ -83,10 +88,11 @@ def attention_with_probs(
     G = k_BGSD.shape[1]
     wide = torch.promote_types(q_BTHD.dtype, torch.float32)
     q = q_BTHD.to(wide).reshape(B, T, G, H // G, D).permute(0, 2, 3, 1, 4).reshape(B, G, -1, D)
-    logits = (q @ k_BGSD.to(wide).transpose(-1, -2)).view(B, H, T, -1) * scale
-    if mask_BTS is not None:
-        logits = logits.masked_fill(~mask_BTS[:, None], float("-inf"))
-    probs = logits.softmax(-1)
+    logits = (q @ k_BGSD.to(wide).transpose(-1, -2)).view(B, G, H // G, T, -1) * scale
+    if mask is not None:
+        mask = mask[:, None] if mask.ndim == 3 else mask
+        logits = logits.masked_fill(~mask[:, :, None], float("-inf"))
+    probs = logits.softmax(-1).view(B, H, T, -1)
     mixed = probs.to(v_BGSD.dtype).view(B, G, -1, probs.shape[-1]) @ v_BGSD
     return mixed.view(B, H, T, D).transpose(1, 2), probs
 

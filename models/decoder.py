@@ -15,13 +15,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .architecture import Architecture, LogitsOf, Shape
 from .attention import Heads, attention, sliding_window
 from .cache import Cache, CacheBytes, ConvState, LayerCache, LayerState, Ragged, Request
-from .layers import RMSNorm, ShortConv, SwiGLU, unit_heads
+from .layers import Linear, RMSNorm, ShortConv, SwiGLU, linear, unit_heads
 from .rope import Rope, llama_frequencies
 
 #: Softmax sharpness that QK-norm starts from: q_scale * k_scale = 10.
@@ -36,13 +35,13 @@ class SelfAttention(nn.Module):
         H, G, D = shape.num_heads, shape.num_kv_heads, shape.head_dim
         self.sizes = (H * D, G * D, G * D)
         self.heads = Heads(H, G, D, 1.0 if shape.qk_norm else D**-0.5, rope, window)
-        self.qkv = nn.Linear(shape.dim, sum(self.sizes), bias=shape.qkv_bias)
+        self.qkv = Linear(shape.dim, sum(self.sizes), bias=shape.qkv_bias)
         self.conv = ShortConv(sum(self.sizes), shape.conv) if shape.conv else None
         self.q_scale = nn.Parameter(torch.full((H,), QK_SCALE)) if shape.qk_norm else None
         self.k_scale = nn.Parameter(torch.full((G,), QK_SCALE)) if shape.qk_norm else None
         self.q_norm = RMSNorm(D, shape.norm_eps) if shape.qk_rms else None
         self.k_norm = RMSNorm(D, shape.norm_eps) if shape.qk_rms else None
-        self.out = nn.Linear(H * D, shape.dim, bias=shape.out_bias)
+        self.out = Linear(H * D, shape.dim, bias=shape.out_bias)
 
     def project(
         self, x_BTE: Tensor, conv: ConvState | None, valid: Ragged | None
@@ -106,7 +105,7 @@ class Decoder(Architecture):
         self.embed = nn.Embedding(shape.vocab, shape.dim)
         self.blocks = nn.ModuleList(self.build_blocks())
         self.norm = RMSNorm(shape.dim, shape.norm_eps)
-        self.head = None if shape.tied else nn.Linear(shape.dim, shape.vocab, bias=False)
+        self.head = None if shape.tied else Linear(shape.dim, shape.vocab, bias=False)
 
     # --- what an architecture may override -------------------------------------------------------
 
@@ -213,7 +212,7 @@ class Decoder(Architecture):
     def to_logits(self, x_BTE: Tensor) -> Tensor:
         """Final norm and output matrix, which may be the embedding's."""
         normed = self.norm(x_BTE)
-        return F.linear(normed, self.embed.weight) if self.head is None else self.head(normed)
+        return linear(normed, self.embed.weight) if self.head is None else self.head(normed)
 
     def run_parallel(self, x_BTE: Tensor, positions_BT: Tensor) -> Tensor:
         for block in self.blocks:
@@ -262,6 +261,11 @@ class Decoder(Architecture):
             for state in cache.states.values()
             if state.slot_elements
         )
+
+    def bulk_flops(self, num_tokens: int) -> int:
+        """What a prompt that attends in full costs above one that never sees more than the budget."""
+        pairs = num_tokens * (num_tokens + 1) // 2
+        return self._pair_flops() * pairs - self._attention_flops(0, num_tokens)
 
     def _pair_flops(self) -> int:
         """One query attending to one key: q k^T and probs v, all heads of all layers."""

@@ -1,13 +1,17 @@
-"""Eviction token by token, in place: what TOVA, random and their kin share.
+"""Eviction under a token budget: slots, the rule that empties them, one decode step in place.
 
     slots   [ k0 | k1 | … | k_budget ]      budget + 1 of them
-    step    write the new token into the free slot, attend to all budget + 1, name a victim:
-            its slot is the free one of the next step
+    step    write the new token into the free slot, attend to all budget + 1, let the policy rate them:
+            the slot with the lowest rating is the free one of the next step
 
-Softmax attention does not care in which order keys lie, and keys carry their rotation, so nothing
-is ever gathered or sorted. A policy is one method, `victims`.
+Softmax attention does not care in which order keys lie, and keys carry their rotation, so a decode step
+gathers and sorts nothing. Calls of several tokens are in `eviction_prompt.py`. A policy is
 
-Rows of a batch may be at different lengths: each has its own free slot and its own fill.
+    rate(meta, row, pos, newest)    what each key is worth now; the lowest goes, the oldest of equals
+    observe(meta, rows, …)          only for policies that remember attention: update their own tensors
+
+Rows of a batch may be at different lengths. With `per_head` every KV head keeps tokens of its own:
+P, the number of choices per row, is then G, otherwise 1.
 """
 
 from __future__ import annotations
@@ -18,128 +22,171 @@ from torch import Tensor
 from .attention import Heads, attention, attention_with_probs, never_empty
 from .cache import LayerCache, Ragged, Request, TensorSpec, row_lengths
 
+#: A policy's own tensors by name, last dimension = the keys at hand.
+Meta = dict[str, Tensor]
 
-class StepwiseEvictor(LayerCache):
-    """Base of policies that evict one token per token once `budget` is exceeded.
 
-    Metadata: `pos` (int32, -1: empty) and `free`, the slot that the next token takes.
+class Evictor(LayerCache):
+    """Base of policies that keep at most `budget` tokens after each step.
+
+    Metadata: `pos` (B,P,S) int32, -1 in empty slots; `free` (B,P), the slot that the next token takes;
+    and what a policy remembers per slot (`remembered`).
     """
 
-    #: Whether `victims` looks at attention; if not, probabilities are never materialised.
+    #: Whether `rate` looks at attention at all; if not, probabilities are never materialised.
     scores: bool = True
+    #: Whether the policy remembers attention of earlier rows: then `observe` sees every one of them.
+    remembers: bool = False
+    #: How many of the newest rows it remembers; None: all of them.
+    recall: int | None = None
+    #: Whether `observe` needs its rows one by one; otherwise it gets their sum as a single row.
+    rowwise: bool = False
 
     def __init__(
-        self,
-        heads: Heads,
-        request: Request,
-        budget: int,
+        self, heads: Heads, request: Request, budget: int, per_head: bool = False, bulk: bool = False
     ) -> None:
-        slots = min(budget + 1, request.capacity)
-        kv = TensorSpec((heads.num_kv_heads, slots, heads.head_dim), request.dtype, "payload")
-        pos = TensorSpec((slots,), torch.int32, "metadata", -1)
-        free = TensorSpec((), torch.int64, "metadata")
-        super().__init__(request.batch, {"k": kv, "v": kv, "pos": pos, "free": free}, request.device)
-        self.heads, self.budget, self.slots = heads, budget, slots
-        self.slot_elements, self.reach = heads.slot_elements, slots
+        S = min(budget + 1, request.capacity)
+        self.choices = heads.num_kv_heads if per_head else 1
+        kv = TensorSpec((heads.num_kv_heads, S, heads.head_dim), request.dtype, "payload")
+        specs = {
+            "k": kv,
+            "v": kv,
+            "pos": TensorSpec((self.choices, S), torch.int32, "metadata", -1),
+            "free": TensorSpec((self.choices,), torch.int64, "metadata"),
+        }
+        self.heads, self.budget, self.slots, self.bulk = heads, budget, S, bulk
+        memory = self.remembered(torch.promote_types(request.dtype, torch.float32))
+        self.meta_names = tuple(memory)
+        super().__init__(request.batch, specs | memory, request.device)
+        self.slot_elements, self.reach = heads.slot_elements, S
+        self.rows["sorted"] = [1] * request.batch  # whether slots lie in temporal order
 
-    def victims(self, probs_BHS: Tensor | None, position_B: Tensor) -> Tensor:
-        """Slot to free in each row, given the newest query's attention over all budget + 1 slots.
+    # --- the policy -------------------------------------------------------------------------------
 
-        `probs_BHS` is None for policies with `scores = False`.
+    def remembered(self, wide: torch.dtype) -> dict[str, TensorSpec]:
+        """Tensors (P,…,S) that the policy keeps per slot; a new token's entries start at their fill."""
+        return {}
+
+    def observe(self, meta: Meta, rows_BPTn: Tensor, pos_BPn: Tensor, positions_BT: Tensor) -> None:
+        """Update `meta` in place by the attention of T query rows, mean over each choice's heads.
+
+        Rows of padding are zero (their position is -1). Columns: the n keys at hand.
         """
+
+    def rate(self, meta: Meta, row_BPn: Tensor | None, pos_BPn: Tensor, newest_B: Tensor) -> Tensor:
+        """Worth of every key (B,P,n): the lowest goes. `row_BPn` is the newest query's attention, mean
+        over the heads of each choice (None with `scores = False`); `newest_B` its position. Entries of
+        empty slots are ignored."""
         raise NotImplementedError
 
+    # --- what every policy shares -----------------------------------------------------------------
+
+    @property
+    def meta(self) -> Meta:
+        return {name: self.tensors[name] for name in self.meta_names}
+
     def kept_positions(self):
-        return self.tensors["pos"][:, None]
+        return self.tensors["pos"]
 
     def evicted(self) -> list[int]:
         return [max(0, seen - self.budget) for seen in self.rows["seen"]]
 
     def attend(self, q_BTHD, k_BTGD, v_BTGD, positions_BT, valid):
+        from . import eviction_prompt as prompt
+
         q_BTHD = self.heads.rotate(q_BTHD, positions_BT)
         k_BTGD = self.heads.rotate(k_BTGD, positions_BT)
-        B, T = k_BTGD.shape[:2]
-        # While every row stays within its budget nothing is evicted: one parallel block.
-        calm = min(max(self.budget - max(self.rows["seen"]), 0), T)
-        outs = []
-        if calm > 1:
-            head = None if valid is None else valid.columns(0, calm)
-            q, k, v = q_BTHD[:, :calm], k_BTGD[:, :calm], v_BTGD[:, :calm]
-            outs.append(self._fill(q, k, v, positions_BT[:, :calm], head))
-            self.count(row_lengths(head, B, calm))
-        else:
-            calm = 0
-        for t in range(calm, T):
-            here = None if valid is None else valid.columns(t, t + 1)
-            column = slice(t, t + 1)
-            outs.append(self._step(q_BTHD[:, column], k_BTGD[:, t], v_BTGD[:, t], positions_BT[:, t], here))
-            self.count(row_lengths(here, B, 1))
-        return torch.cat(outs, 1) if len(outs) > 1 else outs[0]
+        if k_BTGD.shape[1] == 1:
+            out = self._step(q_BTHD, k_BTGD[:, 0], v_BTGD[:, 0], positions_BT[:, 0], valid)
+            self.count(row_lengths(valid, len(out), 1))
+            return out
+        call = prompt.Call(q_BTHD, k_BTGD, v_BTGD, positions_BT, valid)
+        return (prompt.bulk if self.bulk else prompt.stepwise)(self, call)
 
-    def _fill(
-        self, q_BTHD: Tensor, k_BTGD: Tensor, v_BTGD: Tensor, positions_BT: Tensor, valid: Ragged | None
-    ) -> Tensor:
-        """Rows that never evicted: slot = position. Causal attention over what is held."""
-        T, last = positions_BT.shape[1], self.slots - 1
-        held = min(max(self.rows["seen"]) + T, self.slots)
-        if self.uniform(valid):
-            start = self.rows["seen"][0]
-            self.write_run(k_BTGD, v_BTGD, start)
-            self.tensors["pos"][:, start : start + T] = positions_BT
-            self.tensors["free"].fill_(min(start + T, last))
-        else:
-            chosen = positions_BT >= 0
-            self.write_slots(k_BTGD, v_BTGD, positions_BT, chosen)
-            rows = torch.arange(len(chosen), device=chosen.device)[:, None].expand_as(chosen)[chosen]
-            self.tensors["pos"][rows, positions_BT[chosen]] = positions_BT[chosen].to(torch.int32)
-            filled = torch.maximum(self.tensors["free"], positions_BT.amax(1) + 1)
-            self.tensors["free"] = filled.clamp(max=last)
-        k, v = self.tensors["k"][:, :, :held], self.tensors["v"][:, :, :held]
-        if held == T:
-            return attention(q_BTHD, k, v, self.heads.scale, causal=True)
-        slots = torch.arange(held, device=k.device)
-        return attention(q_BTHD, k, v, self.heads.scale, never_empty(slots <= positions_BT[:, :, None]))
+    def per_choice(self, probs_BHTn: Tensor) -> Tensor:
+        """Mean over the query heads of each choice: (B,P,T,n)."""
+        return probs_BHTn.unflatten(1, (self.choices, -1)).mean(2)
+
+    def visible(self, pos_BPn: Tensor, positions_BT: Tensor) -> Tensor:
+        """Which keys each query may see: (B,P,T,n)."""
+        pos, i = pos_BPn[:, :, None], positions_BT[:, None, :, None]
+        seen = (pos >= 0) & (pos <= i)
+        return seen if self.heads.window is None else seen & (i - pos < self.heads.window)
+
+    def kv_index(self, index_BPm: Tensor, width: int) -> Tensor:
+        """Indices per choice, spread over KV heads and channels: (B,G,m,width)."""
+        return index_BPm[..., None].expand(-1, self.heads.num_kv_heads, -1, width)
 
     def _step(
         self, q_B1HD: Tensor, k_BGD: Tensor, v_BGD: Tensor, position_B: Tensor, valid: Ragged | None
     ) -> Tensor:
         """One token per row: write, attend, evict. Rows without a valid token stand still."""
         K, V, pos, free = (self.tensors[name] for name in ("k", "v", "pos", "free"))
-        rows = torch.arange(len(free), device=free.device)
         moves = None if valid is None else valid.mask_BT[:, 0]
-        new_pos = position_B.to(pos.dtype)
-        if moves is not None:
-            k_BGD = torch.where(moves[:, None, None], k_BGD, K[rows, :, free])
-            v_BGD = torch.where(moves[:, None, None], v_BGD, V[rows, :, free])
-            new_pos = torch.where(moves, new_pos, pos[rows, free])
-        K[rows, :, free], V[rows, :, free], pos[rows, free] = k_BGD, v_BGD, new_pos
+        slot = free[:, :, None]
+        slot_k = self.kv_index(slot, k_BGD.shape[-1])
+        new = {
+            "k": k_BGD[:, :, None],
+            "v": v_BGD[:, :, None],
+            "pos": position_B.to(pos.dtype)[:, None, None].expand_as(slot),
+        }
+        for name, value in new.items():
+            held, index = self.tensors[name], slot if name == "pos" else slot_k
+            if moves is not None:
+                value = torch.where(_like(moves, value), value, held.gather(2, index))
+            held.scatter_(2, index, value)
+        for name, held in self.meta.items():
+            index = slot.view(*slot.shape[:2], *[1] * (held.ndim - 3), 1).expand(*held.shape[:-1], 1)
+            fill = torch.full(index.shape, self.specs[name].fill, dtype=held.dtype, device=held.device)
+            held.scatter_(
+                -1,
+                index,
+                fill if moves is None else torch.where(_like(moves, fill), fill, held.gather(-1, index)),
+            )
 
         full = [seen >= self.budget for seen in self.rows["seen"]]
-        all_full = all(full) and moves is None
-        mask = None if all_full else never_empty((pos >= 0)[:, None, :])
-        if self.scores and any(full):
-            out, probs_BH1S = attention_with_probs(q_B1HD, K, V, self.heads.scale, mask)
+        settled = all(full) and moves is None
+        mask = None
+        if not settled or self.heads.window is not None:
+            mask = never_empty(self.visible(pos, position_B[:, None]))
+        rate = any(full)
+        if self.remembers or (self.scores and rate):
+            out, probs_BH1S = attention_with_probs(q_B1HD, K, V, self.heads.scale, self.head_mask(mask))
+            row_BP1S = self.per_choice(probs_BH1S)
         else:
-            out, probs_BH1S = attention(q_B1HD, K, V, self.heads.scale, mask), None
-        if not any(full):
-            following = (free + 1).clamp(max=self.slots - 1)
-            self.tensors["free"] = following if moves is None else torch.where(moves, following, free)
-            return out
-        victim = self.victims(None if probs_BH1S is None else probs_BH1S[:, :, 0], position_B)
-        if all_full:
-            pos[rows, victim] = -1
-            self.tensors["free"] = victim
-            return out
-        evicts = torch.tensor(full, device=free.device)
-        evicts = evicts if moves is None else evicts & moves
-        pos[rows, victim] = torch.where(evicts, torch.full_like(new_pos, -1), pos[rows, victim])
-        following = torch.where(evicts, victim, (free + 1).clamp(max=self.slots - 1))
-        self.tensors["free"] = following if moves is None else torch.where(moves, following, free)
+            out, row_BP1S = attention(q_B1HD, K, V, self.heads.scale, self.head_mask(mask)), None
+        if self.remembers:
+            seen_BP1S = row_BP1S if moves is None else row_BP1S * _like(moves, row_BP1S)
+            self.observe(self.meta, seen_BP1S, pos, position_B[:, None])
+        following = (free + 1).clamp(max=self.slots - 1)
+        if rate:
+            self.rows["sorted"] = [0] * self.batch
+            row_BPS = None if row_BP1S is None else row_BP1S[:, :, 0]
+            victim = oldest_minimum(self.rate(self.meta, row_BPS, pos, position_B), pos)
+            if settled:
+                pos.scatter_(2, victim[:, :, None], -1)
+                self.tensors["free"] = victim
+                return out
+            evicts = torch.tensor(full, device=free.device)
+            evicts = (evicts if moves is None else evicts & moves)[:, None]
+            there = pos.gather(2, victim[:, :, None])
+            pos.scatter_(2, victim[:, :, None], there.masked_fill(evicts[:, :, None], -1))
+            following = torch.where(evicts, victim, following)
+        self.tensors["free"] = following if moves is None else torch.where(moves[:, None], following, free)
         return out
 
+    def head_mask(self, mask_BPTn: Tensor | None) -> Tensor | None:
+        """As attention wants it: (B,T,S) where heads agree, else (B,G,T,S)."""
+        return mask_BPTn[:, 0] if mask_BPTn is not None and self.choices == 1 else mask_BPTn
 
-def oldest_minimum(score_BS: Tensor, pos_BS: Tensor) -> Tensor:
-    """Index of the smallest score per row; among equals the oldest position. Empty slots never win."""
-    score_BS = score_BS.masked_fill(pos_BS < 0, float("inf"))
-    ties = score_BS == score_BS.amin(-1, keepdim=True)
-    return pos_BS.masked_fill(~ties, torch.iinfo(pos_BS.dtype).max).argmin(-1)
+
+def _like(flag_B: Tensor, x: Tensor) -> Tensor:
+    """A flag per row, shaped to broadcast against x."""
+    return flag_B.view(-1, *[1] * (x.ndim - 1))
+
+
+def oldest_minimum(score_BPn: Tensor, pos_BPn: Tensor) -> Tensor:
+    """Index of the smallest score in the last dimension, the oldest of equals; empty slots never win."""
+    score_BPn = score_BPn.masked_fill(pos_BPn < 0, float("inf"))
+    ties = score_BPn == score_BPn.amin(-1, keepdim=True)
+    return pos_BPn.masked_fill(~ties | (pos_BPn < 0), torch.iinfo(pos_BPn.dtype).max).argmin(-1)

@@ -1,7 +1,8 @@
-"""Random eviction: once over budget, a uniformly drawn slot goes. A policy must beat this.
+"""Random eviction: once over budget, a uniformly drawn token goes. A policy must beat this.
 
-The draw is a hash of (case seed, layer, position): it depends neither on the batch nor on how the
-prompt was cut, and a case sees the same draws on every machine.
+Every key draws a number at every step, a hash of (case seed, layer, step, its position), and the lowest
+goes. So the choice depends neither on the batch nor on how the prompt was cut, and a case sees the same
+draws on every machine.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import torch
 
 from ..cache import TensorSpec
 from ..decoder import Decoder
-from ..eviction import StepwiseEvictor
+from ..eviction import Evictor
 
 
 @dataclass(frozen=True)
@@ -27,8 +28,8 @@ class Options:
             raise ValueError(f"random needs a budget of at least 1, not {self.budget}.")
 
 
-class RandomCache(StepwiseEvictor):
-    """Victim = hash(seed, layer, position) mod (budget + 1)."""
+class RandomCache(Evictor):
+    """A key is worth hash(seed, layer, step, position)."""
 
     scores = False
 
@@ -38,12 +39,17 @@ class RandomCache(StepwiseEvictor):
         self.specs = self.specs | {"seed": TensorSpec((), torch.int64, "metadata")}
         self.tensors["seed"] = torch.tensor(request.seeds, dtype=torch.int64).to(request.device)
 
-    def victims(self, probs_BHS, position_B):
-        # Integer mixing that wraps at 64 bits (the finaliser of splitmix64, signed).
-        x = self.tensors["seed"] * 0x2545F4914F6CDD1D + self.layer * 0x1B873593 + position_B
-        x = (x ^ (x >> 30)) * -0x40A7B892E31B1A47
-        x = (x ^ (x >> 27)) * -0x6B2FB644ECCEEE15
-        return (((x ^ (x >> 31)) >> 16) & 0x7FFFFFFF) % self.slots
+    def rate(self, meta, row_BPn, pos_BPn, newest_B):
+        step_B = _mixed(self.tensors["seed"] + self.layer * 0x1B873593 + newest_B * 0x2545F4914F6CDD1D)
+        draw_BPn = _mixed(step_B[:, None, None] + pos_BPn.long())
+        return (draw_BPn >> 11).double()  # 53 bits: exact, and as good as free of ties
+
+
+def _mixed(x: torch.Tensor) -> torch.Tensor:
+    """The finaliser of splitmix64, signed: integer mixing that wraps at 64 bits."""
+    x = (x ^ (x >> 30)) * -0x40A7B892E31B1A47
+    x = (x ^ (x >> 27)) * -0x6B2FB644ECCEEE15
+    return x ^ (x >> 31)
 
 
 class Model(Decoder):

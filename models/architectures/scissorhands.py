@@ -1,0 +1,93 @@
+"""Scissorhands: evict what recent queries kept finding unimportant (arXiv 2305.17118, algorithm 2).
+
+In a row over n keys a key is unimportant if its probability is below the average 1/n. A key's count is the
+number of rows, among the last `history`, that found it so. The highest count goes, the `recent` newest
+tokens are protected. Every KV head chooses for itself.
+
+    prompt=stepwise   the rule at every token
+    prompt=bulk       a call of several tokens attends in full; its last rows fill the history, then one
+                      eviction
+
+Deviations, stated: this is the paper's fixed-budget form, but one token goes per step, where the paper drops
+several at once every so often; among equal counts the oldest goes; with grouped queries a KV head's
+probability is the mean over its query heads. The authors' evaluation code has a threshold instead of a
+budget and is a different rule.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from ..cache import TensorSpec
+from ..decoder import Decoder
+from ..eviction import Evictor
+
+
+@dataclass(frozen=True)
+class Options:
+    """`budget` tokens are kept; counts go over the last `history` rows; the `recent` newest are protected."""
+
+    budget: int = 256
+    history: int = 100
+    recent: int = 10
+    prompt: Literal["stepwise", "bulk"] = "stepwise"
+    budget_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.budget < 1 or self.history < 1 or not 0 <= self.recent <= self.budget:
+            raise ValueError(
+                "scissorhands needs budget >= 1, history >= 1 and 0 <= recent <= budget, not "
+                f"budget={self.budget}, history={self.history} and recent={self.recent}."
+            )
+
+
+class ScissorhandsCache(Evictor):
+    """A key is worth minus the number of recent rows that found it unimportant.
+
+    `low` (B,G,history,S) is a ring over rows: the row of position t lies at t mod history.
+    """
+
+    remembers, rowwise = True, True
+
+    def __init__(self, heads, request, options) -> None:
+        self.recent, self.recall = options.recent, options.history
+        super().__init__(heads, request, options.budget, per_head=True, bulk=options.prompt == "bulk")
+
+    def remembered(self, wide):
+        return {"low": TensorSpec((self.choices, self.recall, self.slots), torch.bool, "metadata")}
+
+    def observe(self, meta, rows_BPTn, pos_BPn, positions_BT):
+        for start in range(0, positions_BT.shape[1], self.recall):
+            part = slice(start, start + self.recall)
+            self._note(meta["low"], rows_BPTn[:, :, part], pos_BPn, positions_BT[:, part])
+
+    def _note(self, ring_BPRn, rows_BPTn, pos_BPn, positions_BT) -> None:
+        visible = self.visible(pos_BPn, positions_BT)
+        low = visible & (rows_BPTn * visible.sum(-1, keepdim=True) < 1)
+        # Padding has lines of its own, as if it went on counting, and leaves them as they are.
+        steps = torch.arange(positions_BT.shape[1], device=low.device)
+        line = ((positions_BT[:, :1].clamp(min=0) + steps) % self.recall)[:, None, :, None].expand_as(low)
+        real = (positions_BT >= 0)[:, None, :, None]
+        ring_BPRn.scatter_(2, line, torch.where(real, low, ring_BPRn.gather(2, line)))
+
+    def rate(self, meta, row_BPn, pos_BPn, newest_B):
+        count = -meta["low"].sum(2).to(torch.float32)
+        return count.masked_fill(pos_BPn > newest_B[:, None, None] - self.recent, float("inf"))
+
+
+class Model(Decoder):
+    """The Transformer under Scissorhands; needs no training of its own."""
+
+    def __init__(self, shape, options) -> None:
+        super().__init__(shape, options)
+        self.prompt_mode = options.prompt
+
+    def layer_cache(self, heads, layer, request):
+        return ScissorhandsCache(heads, request, self.options)
+
+    def prefill_flops(self, num_tokens, batch=1) -> int:
+        extra = self.bulk_flops(num_tokens) if self.prompt_mode == "bulk" else 0
+        return super().prefill_flops(num_tokens, batch) + batch * extra
