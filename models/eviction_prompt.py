@@ -26,8 +26,9 @@ if TYPE_CHECKING:
 
 #: Queries per block of the step-wise form: larger means fewer gathers and more masked work.
 STEP_BLOCK = 64
-#: Queries per block where probabilities are needed: heads x block x keys should stay in a core's cache.
-PROBS_BLOCK = 64
+#: Queries per block where probabilities are needed: heads x block x keys should stay in a CPU core's
+#: cache; a GPU wants fewer, larger pieces.
+PROBS_BLOCK = {"cpu": 32, "cuda": 512}
 #: Smallest share of exp(logits - max) that living keys may have; below it rounding could decide.
 LEAST_MASS = 1e-6
 
@@ -134,8 +135,9 @@ def bulk(cache: Evictor, call: Call) -> Tensor:
     if cache.remembers:
         first = 0 if cache.recall is None or call.valid is not None else max(0, T - cache.recall)
     outs = [_plain(cache, call.columns(0, first), keys)] if first else []
-    for start in range(first, T, PROBS_BLOCK):
-        outs.append(_observed(cache, call.columns(start, min(start + PROBS_BLOCK, T)), keys))
+    size = PROBS_BLOCK.get(call.q.device.type, QUERY_BLOCK)
+    for start in range(first, T, size):
+        outs.append(_observed(cache, call.columns(start, min(start + size, T)), keys))
     out = torch.cat(outs, 1) if len(outs) > 1 else outs[0]
     cache.count(lengths)
     if max(cache.rows["seen"]) <= cache.budget:
