@@ -150,6 +150,7 @@ class Evictor(LayerCache):
         if not settled or self.heads.window is not None:
             mask = never_empty(self.visible(pos, position_B[:, None]))
         rate = any(full)
+        q_B1HD, K = self.turned(q_B1HD, K, pos)
         if self.remembers or (self.scores and rate):
             out, probs_BH1S = attention_with_probs(q_B1HD, K, V, self.heads.scale, self.head_mask(mask))
             row_BP1S = self.per_choice(probs_BH1S)
@@ -174,6 +175,10 @@ class Evictor(LayerCache):
             following = torch.where(evicts, victim, following)
         self.tensors["free"] = following if moves is None else torch.where(moves[:, None], following, free)
         return out
+
+    def turned(self, q_B1HD: Tensor, k_BGSD: Tensor, pos_BPS: Tensor) -> tuple[Tensor, Tensor]:
+        """Query and keys as they are multiplied; both were rotated when they came."""
+        return q_B1HD, k_BGSD
 
     def head_mask(self, mask_BPTn: Tensor | None) -> Tensor | None:
         """As attention wants it: (B,T,S) where heads agree, else (B,G,T,S)."""

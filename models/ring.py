@@ -30,7 +30,7 @@ class WindowCache(LayerCache):
         return self.tensors["pos"][:, None]
 
     def attend(self, q_BTHD, k_BTGD, v_BTGD, positions_BT, valid):
-        q_BTHD = self.heads.rotate(q_BTHD, positions_BT)
+        q_BTHD = self.placed(q_BTHD, positions_BT)
         k_BTGD = self.heads.rotate(k_BTGD, positions_BT)
         B, T = k_BTGD.shape[:2]
         if T == 1 and self.uniform(valid):
@@ -47,6 +47,16 @@ class WindowCache(LayerCache):
             self.count(row_lengths(here, B, stop - start))
         return torch.cat(outs, 1)
 
+    def placed(self, q_BTHD: Tensor, positions_BT: Tensor) -> Tensor:
+        """Queries as `mix` wants them: turned to their true positions."""
+        return self.heads.rotate(q_BTHD, positions_BT)
+
+    def mix(
+        self, q_BTHD: Tensor, k_BGSD: Tensor, v_BGSD: Tensor, mask_BTS: Tensor | None, pos_BS: Tensor
+    ) -> Tensor:
+        """Attention of placed queries over keys at positions `pos_BS`."""
+        return attention(q_BTHD, k_BGSD, v_BGSD, self.heads.scale, mask_BTS)
+
     def _step(self, q_B1HD: Tensor, k_B1GD: Tensor, v_B1GD: Tensor) -> Tensor:
         """One token for rows in step: overwrite the slot that leaves, attend to all that are filled."""
         position = self.rows["seen"][0]
@@ -59,7 +69,7 @@ class WindowCache(LayerCache):
         mask = None
         if self.heads.window and position >= self.heads.window:  # the model's own window, narrower or not
             mask = (position - self.tensors["pos"][:, None, :filled]) < self.heads.window
-        return attention(q_B1HD, k, v, self.heads.scale, mask)
+        return self.mix(q_B1HD, k, v, mask, self.tensors["pos"][:, :filled])
 
     def _block(
         self, q_BTHD: Tensor, k_BTGD: Tensor, v_BTGD: Tensor, positions_BT: Tensor, valid: Ragged | None
@@ -72,7 +82,7 @@ class WindowCache(LayerCache):
             mask &= i - j < self.heads.window
         k = torch.cat([self.tensors["k"], k_BTGD.transpose(1, 2)], 2)
         v = torch.cat([self.tensors["v"], v_BTGD.transpose(1, 2)], 2)
-        out = attention(q_BTHD, k, v, self.heads.scale, never_empty(mask))
+        out = self.mix(q_BTHD, k, v, never_empty(mask), j[:, 0])
         if self.uniform(valid):
             first, count = self.rows["seen"][0], positions_BT.shape[1]
             # Tokens of this block that stay: those among the sinks, and the last `recent`.

@@ -54,8 +54,10 @@ def test_wrong_specs_are_one_sentence(spec):
 
 def test_specs_become_typed_options():
     """Values have their field's type, spaces do not matter, what is left out keeps its default."""
-    _, options = models.parse(" lococo : budget=64, heavy=0.25 ")
-    assert dataclasses.asdict(options) == {"budget": 64, "heavy": 0.25, "kernel": 21, "block": 0}
+    _, options = models.parse(" h2o : budget=64, heavy=0.25 ")
+    assert dataclasses.asdict(options) == {
+        "budget": 64, "heavy": 0.25, "prompt": "bulk", "select": "head", "budget_bytes": None,
+    }  # fmt: skip
     assert models.parse("yoco:early_exit=False")[1].early_exit is False
     assert models.parse("tova:")[1] == models.parse("tova")[1]
     with pytest.raises(dataclasses.FrozenInstanceError):
@@ -180,3 +182,33 @@ def test_shapes_from_toml(tmp_path):
     for missing in (tmp_path / "none.toml", tmp_path / "latin.toml", "huge"):
         with pytest.raises(SpecError):
             load_shape(str(missing))
+
+
+BUDGETED = [name for name in models.names() if hasattr(models.parse(name)[1], "budget_bytes")]
+
+
+@pytest.mark.parametrize("name", BUDGETED)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_budget_in_bytes_is_the_largest_that_fits(name, dtype):
+    """budget_bytes=N: the cache of one request takes at most N bytes, one token more would not."""
+    shape = SHAPES["tiny"]
+    for limit in (200_000, 1_000_000):
+        model = models.build(f"{name}:budget_bytes={limit}", shape, dtype)
+        budget = model.options.budget
+        assert model.options.budget_bytes is None
+
+        def held(b, options=model.options, kind=type(model)):
+            grown = kind(shape, dataclasses.replace(options, budget=b))
+            return grown.cache_bytes(10**6, 1, dtype, prompt=10**6).total
+
+        assert held(budget) <= limit < held(budget + 1)
+
+
+def test_budgets_that_cannot_be():
+    """Too few bytes, and two budgets at once: one sentence each."""
+    with pytest.raises(SpecError, match=r"budget_bytes=100 is too small: a budget of 1 takes \d+ bytes\.$"):
+        models.build("tova:budget_bytes=100", SHAPES["tiny"])
+    with pytest.raises(SpecError, match=r"too small: a budget of \d+ takes"):
+        models.build("snapkv:budget_bytes=100", SHAPES["tiny"])
+    with pytest.raises(SpecError, match="not both"):
+        models.parse("tova:budget_bytes=100,budget=3")

@@ -89,23 +89,28 @@ def test_random_draws_follow_the_seed(network, tokens):
     cache = model.new_cache(3, N, seeds=[9, 4, 3])
     model.extend(batch, None, cache)
     for layer in range(4):
-        pos = cache.states[f"{layer}.attention"].tensors["pos"]
+        pos = cache.states[f"{layer}.attention"].kept_positions()[:, 0]
         held = [sorted(p for p in row if p >= 0) for row in pos.tolist()]
         assert held[2] == kept[layer, N - 1] and held[1] == other[layer, N - 1]
 
 
 def test_random_victims_are_uniform(network, tokens):
-    """Over 4 layers x 64 seeds x 30 evictions each slot is hit equally often (5 sigma)."""
+    """Over 4 layers x 64 seeds x 30 evictions every rank in age goes equally often (5 sigma)."""
     budget, seeds = 6, list(range(1000, 1064))
     model = network(f"random:budget={budget}")
     cache, hits = model.new_cache(64, N, seeds=seeds), torch.zeros(budget + 1)
     ids = tokens(1, N).expand(64, -1)
+    before = {}
     for t in range(N):
         model.decode(ids[:, t], cache)
-        if t >= budget:
-            for layer in range(4):
-                freed = cache.states[f"{layer}.attention"].tensors["free"]
-                hits += torch.bincount(freed, minlength=budget + 1)
+        for layer in range(4):
+            held = cache.states[f"{layer}.attention"].kept_positions()[:, 0]
+            now = [sorted(p for p in row if p >= 0) for row in held.tolist()]
+            for row in range(64 if t >= budget else 0):
+                candidates = [*before[layer][row], t]
+                (gone,) = set(candidates) - set(now[row])
+                hits[candidates.index(gone)] += 1
+            before[layer] = now
     expected = hits.sum() / (budget + 1)
     assert hits.sum() == 4 * 64 * (N - budget)
     assert ((hits - expected).abs() < 5 * expected.sqrt()).all(), hits

@@ -22,6 +22,7 @@ from typing import Literal
 
 from ..decoder import Decoder
 from ..eviction import Evictor
+from ..gaps import CompressedPositions
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,8 @@ class Options:
     budget_bytes: int | None = None
 
     def __post_init__(self) -> None:
+        if self.budget < 1:
+            raise ValueError(f"tova needs a budget of at least 1, not {self.budget}.")
         if not 0 <= self.protect < self.budget:
             raise ValueError(f"tova needs 0 <= protect < budget, not {self.protect} and {self.budget}.")
         if self.positions == "compressed" and self.prompt == "bulk":
@@ -53,6 +56,10 @@ class TovaCache(Evictor):
         return row_BPn.masked_fill(pos_BPn < self.protect, float("inf"))
 
 
+class CompressedTovaCache(CompressedPositions, TovaCache):
+    """Keys are held un-rotated and turned at compressed positions."""
+
+
 class Model(Decoder):
     """The Transformer under TOVA; needs no training of its own."""
 
@@ -62,7 +69,8 @@ class Model(Decoder):
 
     def layer_cache(self, heads, layer, request):
         o = self.options
-        cache = TovaCache(heads, request, o.budget, o.select == "head", o.prompt == "bulk")
+        kind = TovaCache if o.positions == "original" else CompressedTovaCache
+        cache = kind(heads, request, o.budget, o.select == "head", o.prompt == "bulk")
         cache.protect = o.protect
         return cache
 

@@ -29,8 +29,10 @@ class FullCache(LayerCache):
         heads: Heads,
         request: Request,
         readers: int = 1,
+        capacity: int | None = None,
     ) -> None:
-        kv = TensorSpec((heads.num_kv_heads, request.capacity, heads.head_dim), request.dtype, "payload")
+        slots = capacity or request.capacity
+        kv = TensorSpec((heads.num_kv_heads, slots, heads.head_dim), request.dtype, "payload")
         super().__init__(request.batch, {"k": kv, "v": kv}, request.device)
         self.heads, self.readers, self.slot_elements = heads, readers, heads.slot_elements
 

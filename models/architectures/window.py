@@ -26,7 +26,7 @@ class Options:
     def __post_init__(self) -> None:
         if self.budget < 1 or self.sinks < 0 or self.sinks >= self.budget:
             raise ValueError(
-                f"window needs budget >= 1 and 0 <= sinks < budget, not budget={self.budget} and "
+                f"this needs budget >= 1 and 0 <= sinks < budget, not budget={self.budget} and "
                 f"sinks={self.sinks}."
             )
 
