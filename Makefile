@@ -12,14 +12,16 @@ demo: $(STAMP)
 test: test-fast test-full
 
 test-fast: $(STAMP)
-	$(BIN)/python -m pytest -n 2 -m "not full and not gpu"
+	$(BIN)/python -m pytest -n 2 -m "not full and not gpu and not peers"
 
 test-full: $(STAMP)
-	$(BIN)/python -m pytest -rs -m "full and not gpu"
+	$(BIN)/python -m pytest -rs -m "full and not gpu and not peers"
 
 # Not part of `make test`: breaks each law of the models once and wants a test to notice (4 minutes).
 mutate: $(STAMP)
 	$(BIN)/python tests/mutate.py
+
+include tests/peers/peers.mk
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -36,4 +38,4 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) build *.egg-info results/local reports/local
+	rm -rf $(VENV) .venv-peers build *.egg-info results/local reports/local

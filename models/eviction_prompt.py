@@ -2,7 +2,7 @@
 
     stepwise    the published rule at every token. A block of T queries is multiplied with all n = held + T
                 keys at once; what is sequential, who is still alive, is a loop over vectors:
-                    e_t = exp(logits_t - max) * alive;  p_t = e_t / sum(e_t);  lowest rating dies
+                    p_t = exp(logits_t - max) * alive / sum;  the lowest rating dies
                 and one product with V ends the block. Same numbers as one token at a time, no gathers.
     bulk        every query sees what was held and its own predecessors; then once down to the budget.
 
@@ -94,14 +94,15 @@ def _block(cache: Evictor, call: Call) -> Tensor:
     mass = []
     for t in range(T):
         e_BPRn = e[:, :, :, t].mul_(alive_BPn[:, :, None])
-        mass.append(e_BPRn.sum(-1))
+        mass.append(e_BPRn.sum(-1, keepdim=True))
+        e_BPRn.div_(mass[t])
         arrives = None if call.valid is None else call.valid.mask_BT[:, t, None]
         barred_BPn[..., keys.held + t] = 0 if arrives is None else _barred(arrives, wide)
         rows = zip(cache.rows["seen"], lengths, strict=True)
         goes = [length > t and seen + t >= cache.budget for seen, length in rows]
         if not (cache.remembers or any(goes)):
             continue
-        row_BPn = ((mass[t].reciprocal() / (H // P))[:, :, None] @ e_BPRn)[:, :, 0]
+        row_BPn = e_BPRn.mean(2)
         position_B1 = call.positions_BT[:, t : t + 1]
         if cache.remembers:
             spoke = row_BPn if arrives is None else row_BPn * arrives[:, None]
@@ -115,12 +116,10 @@ def _block(cache: Evictor, call: Call) -> Tensor:
                     x.scatter_(2, victim, gone)
                 else:
                     x.scatter_(2, victim, x.gather(2, victim).masked_fill(which, gone))
-    mass_BPRT = torch.stack(mass, -1)
-    if T > 1 and not (mass_BPRT >= LEAST_MASS).all():
+    if T > 1 and not (torch.cat(mass, -1) >= LEAST_MASS).all():
         # Keys that died within the block outweighed the living: too little is left to divide by.
         return torch.cat([_block(cache, call.columns(t, t + 1)) for t in range(T)], 1)
-    probs = e.div_(mass_BPRT[..., None]).to(call.v.dtype).view(B, G, -1, n)
-    out = (probs @ keys.v_BGnD).view(B, H, T, D).transpose(1, 2)
+    out = (e.to(call.v.dtype).view(B, G, -1, n) @ keys.v_BGnD).view(B, H, T, D).transpose(1, 2)
     cache.count(lengths)
     _commit(cache, keys, barred_BPn == 0)
     return out

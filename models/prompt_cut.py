@@ -1,6 +1,6 @@
 """Caches that act once: the whole prompt attends in full, then it is cut down, then only growth.
 
-    prompt    held whole until every row has completed it (one call, or chunks of a declared length)
+    prompt    held whole until the row has completed it (one call, or chunks of a declared length)
     cut       the last `window` queries rate the prompt's keys; every KV head keeps `budget` of them
     after     new tokens take the next free slots; nothing is evicted any more
 
@@ -35,7 +35,7 @@ class PromptCutCache(LayerCache):
             "held": [0] * request.batch,
             "cut": [0] * request.batch,
             "dropped": [0] * request.batch,
-            "prompt": prompts or [0] * request.batch,
+            "prompt": prompts or [1] * request.batch,  # undeclared: the first call that has tokens
         }
         # A decode step right after a prompt, which is what cost predictions ask about.
         self.slot_elements, self.reach = heads.slot_elements, min(budget + 1, capacity)
@@ -54,110 +54,138 @@ class PromptCutCache(LayerCache):
     def attend(self, q_BTHD, k_BTGD, v_BTGD, positions_BT, valid):
         q_BTHD = self.heads.rotate(q_BTHD, positions_BT)
         k_BTGD = self.heads.rotate(k_BTGD, positions_BT)
-        form = self._after if all(self.rows["cut"]) else self._prompt
-        return form(q_BTHD, k_BTGD, v_BTGD, positions_BT, valid)
+        cut, everyone = self.rows["cut"], list(range(self.batch))
+        phases = [[row for row in everyone if cut[row] == phase] for phase in (0, 1)]
+        forms = (self._prompt, self._after)
+        for rows, form in zip(phases, forms, strict=True):
+            if rows == everyone:
+                return form(q_BTHD, k_BTGD, v_BTGD, positions_BT, valid, rows)
+        out = torch.empty_like(q_BTHD)
+        for rows, form in zip(phases, forms, strict=True):
+            r = torch.tensor(rows, device=out.device)
+            lengths = row_lengths(valid, *positions_BT.shape)
+            here = Ragged([lengths[row] for row in rows], positions_BT[r] >= 0)
+            out[r] = form(q_BTHD[r], k_BTGD[r], v_BTGD[r], positions_BT[r], here, rows)
+        return out
+
+    def _count(self, rows: list[int], lengths: list[int]) -> None:
+        for row, length in zip(rows, lengths, strict=True):
+            self.rows["seen"][row] += length
 
     # --- the prompt -------------------------------------------------------------------------------
 
-    def _prompt(self, q_BTHD, k_BTGD, v_BTGD, positions_BT, valid: Ragged | None) -> Tensor:
-        B, T = k_BTGD.shape[:2]
-        before = max(self.rows["seen"])
-        in_step = self.uniform(valid)
-        self.count(row_lengths(valid, B, T))
-        seen = self.rows["seen"]
-        ends = all(n >= prompt for n, prompt in zip(seen, self.rows["prompt"], strict=True))
-        if before == 0 and ends:
+    def _prompt(self, q_BTHD, k_BTGD, v_BTGD, positions_BT, valid: Ragged | None, rows: list[int]) -> Tensor:
+        B, T = positions_BT.shape
+        fresh = all(self.rows["seen"][row] == 0 for row in rows)
+        self._count(rows, row_lengths(valid, B, T))
+        seen = [self.rows["seen"][row] for row in rows]
+        ends = [n >= self.rows["prompt"][row] for n, row in zip(seen, rows, strict=True)]
+        if fresh and all(end or n == 0 for end, n in zip(ends, seen, strict=True)):
             k, v, queries, at = k_BTGD.transpose(1, 2), v_BTGD.transpose(1, 2), q_BTHD, positions_BT
         else:
-            k, v, queries, at = self._pend(q_BTHD, k_BTGD, v_BTGD, positions_BT)
-        n = k.shape[2]
-        slots = torch.arange(n, device=k.device)
+            k, v, queries, at = self._pend(q_BTHD, k_BTGD, v_BTGD, positions_BT, rows)
+        slots = torch.arange(k.shape[2], device=k.device)
         pos_Bn = torch.where(slots < torch.tensor(seen, device=k.device)[:, None], slots, -1)
-        if in_step and before == 0 and self.heads.window is None:
+        if valid is None and fresh and self.heads.window is None:
             out = attention(q_BTHD, k[:, :, :T], v[:, :, :T], self.heads.scale, causal=True)
-        elif in_step and before == 0:
+        elif valid is None and fresh:
             out = sliding_window(q_BTHD, k[:, :, :T], v[:, :, :T], self.heads.scale, self.heads.window)
         else:
             out = self._masked(q_BTHD, k, v, pos_Bn[:, None], positions_BT)
-        if ends:
-            self._cut(queries, at, k, v, pos_Bn)
+        if all(ends):
+            self._cut(queries, at, k, v, pos_Bn, rows)
+        elif any(ends):
+            e = [i for i, end in enumerate(ends) if end]
+            self._cut(queries[e], at[e], k[e], v[e], pos_Bn[e], [rows[i] for i in e])
         return out
 
-    def _pend(self, q_BTHD, k_BTGD, v_BTGD, positions_BT) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Put this chunk to the prompt so far; also the newest queries, of which `window` are enough."""
-        B, G, D = len(k_BTGD), k_BTGD.shape[2], k_BTGD.shape[3]
+    def _pend(self, q_BTHD, k_BTGD, v_BTGD, positions_BT, rows: list[int]) -> tuple[Tensor, ...]:
+        """Put this chunk to the prompts so far; of their queries the newest `window` are enough."""
+        _, T, G, D = k_BTGD.shape
         longest = max(*self.rows["prompt"], *self.rows["seen"])
-        for name, new in (("k", k_BTGD), ("v", v_BTGD)):
-            held = self.tensors.get(f"pending_{name}")
-            if held is None or held.shape[2] < longest:
-                grown = new.new_zeros(B, G, longest, D)
-                if held is not None:
-                    grown[:, :, : held.shape[2]] = held
+        shapes = {
+            "k": (self.batch, G, longest, D),
+            "v": (self.batch, G, longest, D),
+            "q": (self.batch, self.window, *q_BTHD.shape[2:]),
+            "at": (self.batch, self.window),
+        }
+        for name, like in (("k", k_BTGD), ("v", v_BTGD), ("q", q_BTHD), ("at", positions_BT)):
+            if f"pending_{name}" not in self.tensors:
                 self.specs = self.specs | {f"pending_{name}": self.kv}
-                self.tensors[f"pending_{name}"] = grown
-            rows = torch.arange(B, device=new.device)[:, None].expand_as(positions_BT)[positions_BT >= 0]
-            slot = positions_BT[positions_BT >= 0]
-            self.tensors[f"pending_{name}"][rows, :, slot] = new[positions_BT >= 0]
-        q, at = q_BTHD, positions_BT
-        if "pending_q" in self.tensors:
-            q = torch.cat([self.tensors["pending_q"], q], 1)
-            at = torch.cat([self.tensors["pending_at"], at], 1)
-        newest = at.argsort(stable=True, dim=1)[:, -self.window :]
-        self.tensors["pending_at"] = at.gather(1, newest)
-        self.tensors["pending_q"] = q.gather(1, newest[:, :, None, None].expand(-1, -1, *q.shape[2:]))
-        k, v, q, at = (self.tensors[f"pending_{name}"] for name in ("k", "v", "q", "at"))
-        return k, v, q, at
+                self.tensors[f"pending_{name}"] = like.new_full(shapes[name], -1 if name == "at" else 0)
+        r = torch.tensor(rows, device=k_BTGD.device)
+        real = positions_BT >= 0
+        row, slot = r[:, None].expand(-1, T)[real], positions_BT[real]
+        self.tensors["pending_k"][row, :, slot] = k_BTGD[real]
+        self.tensors["pending_v"][row, :, slot] = v_BTGD[real]
+        at = torch.cat([self.tensors["pending_at"][r], positions_BT], 1)
+        q = torch.cat([self.tensors["pending_q"][r], q_BTHD], 1)
+        q, at = self._newest(q, at)
+        self.tensors["pending_q"][r], self.tensors["pending_at"][r] = q, at
+        return self.tensors["pending_k"][r], self.tensors["pending_v"][r], q, at
 
-    def _cut(self, q_BTHD: Tensor, at_BT: Tensor, k_BGnD: Tensor, v_BGnD: Tensor, pos_Bn: Tensor) -> None:
-        B, G, n, D = k_BGnD.shape
-        seen = self.rows["seen"]
-        newest_B = torch.tensor(seen, device=k_BGnD.device) - 1
+    def _newest(self, q_BTHD: Tensor, at_BT: Tensor) -> tuple[Tensor, Tensor]:
+        """The last `window` queries in time; padding comes before all."""
         index = at_BT.argsort(stable=True, dim=1)[:, -self.window :]
-        q = q_BTHD.gather(1, index[:, :, None, None].expand(-1, -1, *q_BTHD.shape[2:]))
-        at_Bw = at_BT.gather(1, index)
+        return q_BTHD.gather(1, index[:, :, None, None].expand(-1, -1, *q_BTHD.shape[2:])), at_BT.gather(
+            1, index
+        )
+
+    def _cut(self, q_BTHD: Tensor, at_BT: Tensor, k_BGnD, v_BGnD, pos_Bn: Tensor, rows: list[int]) -> None:
+        B, G, n, D = k_BGnD.shape
+        seen = [self.rows["seen"][row] for row in rows]
         stays_BGn = (pos_Bn >= 0)[:, None].expand(B, G, n)
         if max(seen) > self.budget:
+            newest_B = torch.tensor(seen, device=k_BGnD.device) - 1
+            q, at_Bw = self._newest(q_BTHD, at_BT)
             mask = never_empty(self._visible(pos_Bn[:, None], at_Bw))[:, 0]
             _, probs = attention_with_probs(q, k_BGnD, v_BGnD, self.heads.scale, mask)
-            last = at_Bw > (newest_B - self.window)[:, None]
-            probs = probs.unflatten(1, (G, -1)).mean(2) * ((at_Bw >= 0) & last)[:, None, :, None]
+            real_Bw = (at_Bw >= 0) & (at_Bw > (newest_B - self.window)[:, None])
+            probs = probs.unflatten(1, (G, -1)).mean(2) * real_Bw[:, None, :, None]
             rated = self.rate(probs, pos_Bn, newest_B)
             stays_BGn = best(rated, pos_Bn[:, None].expand(B, G, n), self.budget)
-        m = min(max(seen), max(min(s, self.budget) for s in seen))
+        m = max(min(s, self.budget) for s in seen)
         order = (~stays_BGn).to(torch.int8).argsort(stable=True, dim=-1)[..., :m]
         wide = order[..., None].expand(-1, -1, -1, D)
-        self.tensors["k"][:, :, :m] = k_BGnD.gather(2, wide)
-        self.tensors["v"][:, :, :m] = v_BGnD.gather(2, wide)
         kept = pos_Bn[:, None].masked_fill(~stays_BGn, -1).gather(-1, order)
-        self.tensors["pos"][:, :, :m] = kept.to(torch.int32)
-        self.tensors = {name: x for name, x in self.tensors.items() if not name.startswith("pending")}
-        self.rows["held"] = [min(s, self.budget) for s in seen]
-        self.rows["dropped"] = [max(0, s - self.budget) for s in seen]
-        self.rows["cut"] = [1] * B
+        r = torch.tensor(rows, device=k_BGnD.device)
+        self.tensors["k"][r, :, :m] = k_BGnD.gather(2, wide)
+        self.tensors["v"][r, :, :m] = v_BGnD.gather(2, wide)
+        self.tensors["pos"][r, :, :m] = kept.to(torch.int32)
+        for row, n_seen in zip(rows, seen, strict=True):
+            self.rows["held"][row] = min(n_seen, self.budget)
+            self.rows["dropped"][row] = max(0, n_seen - self.budget)
+            self.rows["cut"][row] = 1
+        if all(self.rows["cut"]):
+            self.tensors = {name: x for name, x in self.tensors.items() if not name.startswith("pending")}
 
     # --- after it ---------------------------------------------------------------------------------
 
-    def _after(self, q_BTHD, k_BTGD, v_BTGD, positions_BT, valid: Ragged | None) -> Tensor:
-        B, T = k_BTGD.shape[:2]
-        held, lengths = self.rows["held"], row_lengths(valid, B, T)
-        steps = torch.arange(T, device=k_BTGD.device)
+    def _after(self, q_BTHD, k_BTGD, v_BTGD, positions_BT, valid: Ragged | None, rows: list[int]) -> Tensor:
+        B, T = positions_BT.shape
+        held, lengths = [self.rows["held"][row] for row in rows], row_lengths(valid, B, T)
         in_step = valid is None and all(n == held[0] for n in held)
         if in_step:
             self.write_run(k_BTGD, v_BTGD, held[0])
             self.tensors["pos"][:, :, held[0] : held[0] + T] = positions_BT[:, None].to(torch.int32)
         else:
-            slot_BT = torch.tensor(held, device=steps.device)[:, None] + steps
             real = positions_BT >= 0
-            self.write_slots(k_BTGD, v_BTGD, slot_BT, real)
-            rows = torch.arange(B, device=steps.device)[:, None].expand_as(real)[real]
-            self.tensors["pos"][rows, :, slot_BT[real]] = positions_BT[real][:, None].to(torch.int32)
-        self.rows["held"] = [h + n for h, n in zip(held, lengths, strict=True)]
-        self.count(lengths)
-        used = max(self.rows["held"])
-        k, v = self.tensors["k"][:, :, :used], self.tensors["v"][:, :, :used]
+            steps = torch.arange(T, device=real.device)
+            slot = (torch.tensor(held, device=real.device)[:, None] + steps)[real]
+            row = torch.tensor(rows, device=real.device)[:, None].expand_as(real)[real]
+            self.tensors["k"][row, :, slot], self.tensors["v"][row, :, slot] = k_BTGD[real], v_BTGD[real]
+            self.tensors["pos"][row, :, slot] = positions_BT[real][:, None].to(torch.int32)
+        self._count(rows, lengths)
+        for row, h, length in zip(rows, held, lengths, strict=True):
+            self.rows["held"][row] = h + length
+        used = max(self.rows["held"][row] for row in rows)
+        k, v, pos = (self.tensors[name][:, :, :used] for name in ("k", "v", "pos"))
         if in_step and T == 1 and self.heads.window is None:
             return attention(q_BTHD, k, v, self.heads.scale)
-        return self._masked(q_BTHD, k, v, self.tensors["pos"][:, :, :used], positions_BT)
+        if len(rows) < self.batch:
+            r = torch.tensor(rows, device=k.device)
+            k, v, pos = k[r], v[r], pos[r]
+        return self._masked(q_BTHD, k, v, pos, positions_BT)
 
     def _masked(self, q_BTHD, k_BGnD, v_BGnD, pos_BGn, positions_BT) -> Tensor:
         outs = []

@@ -5,8 +5,8 @@
     kept       per KV head the top budget - window, and the window itself; nothing is evicted afterwards
 
 A prompt fed in chunks is held whole until it ends and then cut once, as if it had come in one call; its
-length is declared when the cache is made. Undeclared, the first call is the prompt (storage is then not
-shrunk). A call in which the last row of a batch completes its prompt ends the prompt for all rows.
+length is declared when the cache is made. Undeclared, a row's first call is its prompt, and storage has room
+for everything. What a call brings beyond a declared length counts as prompt, too.
 
 Deviations, stated: the authors repeat keys and values for every query head first and then choose per query
 head; here a KV head's score is the mean over its query heads, as kvpress has it, so that grouped
