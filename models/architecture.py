@@ -81,10 +81,10 @@ class Shape:
                 f"shape '{self.name}' needs dim divisible by num_heads and num_heads by num_kv_heads."
             )
         retention = self.retention_head_dim or self.head_dim
-        if self.head_dim < 2 or self.head_dim % 2 or retention % 2 or self.dim % retention:
-            raise ValueError(
-                f"shape '{self.name}' needs even head dimensions, and dim divisible by retention_head_dim."
-            )
+        if self.head_dim < 2 or self.head_dim % 2 or retention % 2:
+            raise ValueError(f"shape '{self.name}' needs even head dimensions of at least 2.")
+        if self.retention_head_dim and self.dim % self.retention_head_dim:
+            raise ValueError(f"shape '{self.name}' needs dim divisible by retention_head_dim.")
         if self.conv < 0 or not 0 <= self.rope_fraction <= 1:
             raise ValueError(f"shape '{self.name}' needs conv >= 0 and rope_fraction between 0 and 1.")
 

@@ -50,12 +50,15 @@ def initialise(model: nn.Module, seed: int) -> list[str]:
     """
     modules = dict(model.named_modules())
     unknown = []
+    # An embedding that the network multiplies by sqrt(dim) starts that much smaller.
+    scaled = getattr(getattr(model, "options", None), "embed_scale", False)
+    embed_std = 0.5 / model.shape.dim**0.5 if scaled else 0.5
     for name, parameter in model.named_parameters():
         owner, _, leaf = name.rpartition(".")
         module, label = modules[owner], owner.rpartition(".")[2]
         noise = torch.randn(parameter.shape, generator=_generator(seed, name))
         if label in ("embed", "head"):
-            value = noise * (0.5 if label == "embed" else 0.02)
+            value = noise * (embed_std if label == "embed" else 0.02)
         elif isinstance(module, nn.Linear) and leaf == "weight":
             value = noise * (0.0 if label in ("out", "down") else 0.7 / module.in_features**0.5)
         elif label.endswith("conv") and parameter.dim() == 2:

@@ -4,10 +4,11 @@
     S_n = exp(a_n) S_{n-1} + k_n^T v_n;  o_n = q_n S_n
     mixer = out( silu(x W_gate) * (rms_per_head(o) * gain) )
 
-Deviation from the official code, stated: the gain vector after the per-head norm (it starts at 1,
-which is the official rule), as our training recipe has it. With QK-norm, q and k have unit length
-and no 1/sqrt(D) is needed. Positions are the shape's (half-split, standard frequencies), not YOCO's
-interleaved pairs with endpoint frequencies.
+Gate, decay and state are in at least fp32 whatever the weights are: the official bf16 decode rounds a
+decay of 0.9989 to 1, which never forgets. (In training, autocast makes the products bf16.)
+
+The official rule has no gain after the per-head norm (`gain=False`); ours starts at 1 and is trained. With
+QK-norm, q and k have unit length and no 1/sqrt(D) is needed. Their positions are the caller's `rope`.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from .architecture import Shape
 from .cache import ConvState, LayerState, Ragged, TensorSpec, row_lengths
 from .kernels import gated_retention
-from .layers import ShortConv, rms_normalise, unit_heads
+from .layers import Linear, ShortConv, linear, rms_normalise, unit_heads
 from .rope import Rope
 
 #: Temperature of the gate: decay = sigmoid(logit) ** (1/16).
@@ -52,19 +53,21 @@ class RetentionState(LayerState):
 class RetentionMixer(nn.Module):
     """Multi-head gated retention; full width, no grouped heads (paper section 3.2)."""
 
-    def __init__(self, shape: Shape, rope: Rope) -> None:
+    def __init__(self, shape: Shape, rope: Rope, gain: bool = True) -> None:
         super().__init__()
         self.head_dim = shape.retention_head_dim or shape.head_dim
+        if shape.dim % self.head_dim:
+            raise ValueError(f"retention needs dim divisible by its heads' width {self.head_dim}.")
         self.num_heads = shape.dim // self.head_dim
         self.scale = 1.0 if shape.qk_norm else self.head_dim**-0.5
         self.qk_norm, self.eps, self.rope = shape.qk_norm, shape.norm_eps, rope
         self.sizes = (shape.dim,) * 3
-        self.qkv = nn.Linear(shape.dim, 3 * shape.dim, bias=False)
+        self.qkv = Linear(shape.dim, 3 * shape.dim, bias=False)
         self.conv = ShortConv(3 * shape.dim, shape.conv) if shape.conv else None
-        self.gate = nn.Linear(shape.dim, shape.dim, bias=False)
-        self.decay = nn.Linear(shape.dim, self.num_heads, bias=False)
-        self.norm_gain = nn.Parameter(torch.ones(shape.dim))
-        self.out = nn.Linear(shape.dim, shape.dim, bias=False)
+        self.gate = Linear(shape.dim, shape.dim, bias=False)
+        self.decay = Linear(shape.dim, self.num_heads, bias=False)
+        self.norm_gain = nn.Parameter(torch.ones(shape.dim)) if gain else None
+        self.out = Linear(shape.dim, shape.dim, bias=False)
 
     def forward(
         self,
@@ -82,10 +85,11 @@ class RetentionMixer(nn.Module):
             q, k = unit_heads(q, None), unit_heads(k, None)
         q, k = self.rope(q, positions_BT), self.rope(k, positions_BT) * self.scale
         wide = torch.promote_types(x_BTE.dtype, torch.float32)
-        gate_BTH = F.linear(x_BTE.to(wide), self.decay.weight.to(wide))
+        gate_BTH = linear(x_BTE.to(wide), self.decay.weight.to(wide))
         log_decay_BTH = F.logsigmoid(gate_BTH) / GATE_TEMPERATURE
         out = rms_normalise(state.retain(q, k, v, log_decay_BTH, valid), self.eps)
-        out = out.flatten(2).to(x_BTE.dtype) * self.norm_gain
+        out = out.flatten(2).to(x_BTE.dtype)
+        out = out if self.norm_gain is None else out * self.norm_gain
         return self.out(F.silu(self.gate(x_BTE)) * out)
 
     def parallel(self, x_BTE: Tensor, positions_BT: Tensor) -> Tensor:
