@@ -1,41 +1,28 @@
-"""Architectures: tensors only. `names()` lists the folder, `build()` makes one of them.
+"""Architectures: tensors only. `names()` lists them, `build()` makes one; `lookup` says where names lead.
 
 Nothing here imports torch until an architecture is asked for, so that listing stays instant.
 """
 
 from __future__ import annotations
 
-import ast
-import importlib
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .spec import canonical, known, parse_options, registry, split_spec
+from . import lookup
+from .lookup import docline, names
+from .spec import canonical, parse_options, split_spec
 
 if TYPE_CHECKING:
     import torch
 
     from .architecture import Architecture, Shape
 
-FOLDER = Path(__file__).parent / "architectures"
-
-
-def names() -> list[str]:
-    """Every architecture: the file names in `models/architectures/`."""
-    return registry(FOLDER)
-
-
-def docline(name: str) -> str:
-    """First line of an architecture's docstring, read without importing it."""
-    tree = ast.parse((FOLDER / f"{name}.py").read_text(encoding="utf-8"))
-    return (ast.get_docstring(tree) or "").partition("\n")[0]
+__all__ = ["build", "canonical_spec", "docline", "names", "parse", "resolve"]
 
 
 def parse(spec: str) -> tuple[Any, Any]:
     """Spec string -> (the architecture's module, its Options). Raises SpecError."""
     name, text = split_spec(spec)
-    known(name, FOLDER, "architecture")
-    module = importlib.import_module(f"{__name__}.architectures.{name}")
+    module = lookup.module(name)
     return module, parse_options(module.Options, text, f"architecture '{name}'")
 
 

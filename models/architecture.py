@@ -109,8 +109,9 @@ class Architecture(nn.Module):
     class Options:
         pass
 
-    #: How a prompt meets the policy when it comes in one call: "parallel" (nothing is ever dropped),
-    #: "stepwise", "bulk" or "blockwise". Instances may override it from their options.
+    #: How a prompt that comes in one call meets the policy: "parallel" (nothing is ever dropped), "stepwise",
+    #: "bulk", "blockwise", "once" (only prompts are cut), "split" or "truncate" (contexts begin anew).
+    #: Instances may override it from their options.
     prompt_mode: str = "parallel"
     #: Which implementation of the operations runs; a column in every row.
     implementation: str = "torch"

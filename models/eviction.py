@@ -9,6 +9,7 @@ gathers and sorts nothing. Calls of several tokens are in `eviction_prompt.py`. 
 
     rate(meta, row, pos, newest)    what each key is worth now; the lowest goes, the oldest of equals
     observe(meta, rows, …)          only for policies that remember attention: update their own tensors
+    arriving(k, v)                  only for policies that look at keys or values: what to remember of them
 
 Rows of a batch may be at different lengths. With `per_head` every KV head keeps tokens of its own:
 P, the number of choices per row, is then G, otherwise 1.
@@ -65,6 +66,10 @@ class Evictor(LayerCache):
 
     def remembered(self, wide: torch.dtype) -> dict[str, TensorSpec]:
         """Tensors (P,…,S) that the policy keeps per slot; a new token's entries start at their fill."""
+        return {}
+
+    def arriving(self, k_BTGD: Tensor, v_BTGD: Tensor) -> Meta:
+        """What is remembered of new tokens from the start, (B,P,…,T), instead of the fill."""
         return {}
 
     def observe(self, meta: Meta, rows_BPTn: Tensor, pos_BPn: Tensor, positions_BT: Tensor) -> None:
@@ -135,14 +140,13 @@ class Evictor(LayerCache):
             if moves is not None:
                 value = torch.where(_like(moves, value), value, held.gather(2, index))
             held.scatter_(2, index, value)
+        arriving = self.arriving(k_BGD[:, None], v_BGD[:, None])
         for name, held in self.meta.items():
             index = slot.view(*slot.shape[:2], *[1] * (held.ndim - 3), 1).expand(*held.shape[:-1], 1)
-            fill = torch.full(index.shape, self.specs[name].fill, dtype=held.dtype, device=held.device)
-            held.scatter_(
-                -1,
-                index,
-                fill if moves is None else torch.where(_like(moves, fill), fill, held.gather(-1, index)),
-            )
+            start = arriving.get(name, held.new_full(index.shape, self.specs[name].fill)).to(held.dtype)
+            if moves is not None:
+                start = torch.where(_like(moves, start), start, held.gather(-1, index))
+            held.scatter_(-1, index, start)
 
         full = [seen >= self.budget for seen in self.rows["seen"]]
         settled = all(full) and moves is None

@@ -215,10 +215,10 @@ def _gather(cache: Evictor, call: Call) -> Keys:
         old = x_BGSD[:, :, :held] if order is None else x_BGSD.gather(2, cache.kv_index(order, D))
         return torch.cat([old, new_BTGD.transpose(1, 2)], 2)
 
-    meta = {}
+    meta, arriving = {}, cache.arriving(call.k, call.v)
     for name, x in cache.meta.items():
-        fill = x.new_full((*x.shape[:-1], T), cache.specs[name].fill)
-        meta[name] = torch.cat([per_slot(x), fill], -1)
+        new = arriving.get(name, x.new_full((*x.shape[:-1], T), cache.specs[name].fill))
+        meta[name] = torch.cat([per_slot(x), new.to(x.dtype)], -1)
     new_pos = call.positions_BT[:, None].expand(B, cache.choices, T)
     pos = torch.cat([per_slot(pos_BPS).long(), new_pos], 2)
     k, v = per_key(cache.tensors["k"], call.k), per_key(cache.tensors["v"], call.v)

@@ -16,7 +16,7 @@ import suites
 from harness import cli
 from harness.environment import ROOT
 
-COMMANDS = ("list", "plan", "run", "train", "report", "doctor")
+COMMANDS = ("list", "plan", "run", "train", "report", "check", "doctor")
 HEAVY = ("torch", "pandas", "pyarrow", "matplotlib", "numpy", "safetensors", "triton", "lm_eval")
 
 

@@ -90,7 +90,7 @@ def test_readme_architecture_works(readme_model):
             model.load_state_dict(full.state_dict())
             cache = model.new_cache(2, 24)
             logits_BTV = model.extend(tokens_BT, None, cache, logits="all")
-            kept = (cache.states["0.attention"].tensors["pos"] >= 0).sum(1)
+            kept = (cache.states["0.attention"].kept_positions()[:, 0] >= 0).sum(1)
             assert kept.tolist() == [held, held]
             if budget > 24:
                 assert torch.allclose(logits_BTV, full(tokens_BT), atol=1e-5)

@@ -114,7 +114,7 @@ def test_every_architecture_is_listed_and_builds(network):
         assert models.docline(name)
         assert models.canonical_spec(name) == name
         model = network(name)
-        assert model.prompt_mode in ("parallel", "stepwise", "bulk", "blockwise")
+        assert model.prompt_mode in ("parallel", "stepwise", "bulk", "blockwise", "once", "split")
         assert model.weight_names(model.options)
 
 

@@ -66,7 +66,7 @@ class Model(Decoder):
     def __init__(self, shape, options) -> None:
         super().__init__(shape, options)
         self.truncates = options.mode == "truncate"
-        self.prompt_mode = "bulk" if self.truncates else "stepwise"
+        self.prompt_mode = options.mode
         self.slots = options.budget * (2 if self.truncates else 1)
 
     def layer_cache(self, heads, layer, request):

@@ -56,7 +56,7 @@ class SnapCache(PromptCutCache):
 class Model(Decoder):
     """The Transformer under SnapKV; needs no training of its own."""
 
-    prompt_mode = "bulk"
+    prompt_mode = "once"
 
     def layer_cache(self, heads, layer, request):
         return SnapCache(heads, request, self.options)

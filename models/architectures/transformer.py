@@ -49,7 +49,8 @@ class FullCache(LayerCache):
         q_BTHD = self.heads.rotate(q_BTHD, positions_BT)
         T, held = q_BTHD.shape[1], max(self.rows["seen"])
         k, v, scale = self.tensors["k"][:, :, :held], self.tensors["v"][:, :, :held], self.heads.scale
-        if self.uniform(valid):
+        window = self.heads.window or held
+        if self.uniform(valid) and window >= held:
             if T == 1:
                 return attention(q_BTHD, k, v, scale)
             if held == T:
@@ -58,7 +59,8 @@ class FullCache(LayerCache):
         outs = []
         for start in range(0, T, QUERY_BLOCK):
             block = slice(start, start + QUERY_BLOCK)
-            mask = never_empty(slots <= positions_BT[:, block, None])
+            back = positions_BT[:, block, None] - slots
+            mask = never_empty((back >= 0) & (back < window))
             outs.append(attention(q_BTHD[:, block], k, v, scale, mask))
         return torch.cat(outs, 1)
 
