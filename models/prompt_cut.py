@@ -11,6 +11,7 @@ needs. A prompt in chunks is kept beside them until the cut ("pending"); its pea
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .attention import QUERY_BLOCK, Heads, attention, attention_with_probs, never_empty, sliding_window
@@ -49,11 +50,41 @@ class PromptCutCache(LayerCache):
         return list(self.rows["dropped"])
 
     def kept_positions(self):
-        return self.tensors["pos"]
+        pos_BGS = self.tensors["pos"]
+        if all(self.rows["cut"]):
+            return pos_BGS
+        # Of a prompt that is not complete everything is held.
+        steps = torch.arange(max(*self.rows["seen"], self.slots), device=pos_BGS.device)
+        whole = torch.where(steps < torch.tensor(self.rows["seen"], device=steps.device)[:, None], steps, -1)
+        cut = torch.tensor(self.rows["cut"], device=steps.device)[:, None, None] > 0
+        filled = F.pad(pos_BGS.long(), (0, len(steps) - self.slots), value=-1)
+        return torch.where(cut, filled, whole[:, None])
 
     def attend(self, q_BTHD, k_BTGD, v_BTGD, positions_BT, valid):
         q_BTHD = self.heads.rotate(q_BTHD, positions_BT)
         k_BTGD = self.heads.rotate(k_BTGD, positions_BT)
+        outs, start, T = [], 0, positions_BT.shape[1]
+        while start < T:
+            stop = self._next_end(start, T, row_lengths(valid, *positions_BT.shape))
+            part = slice(start, stop)
+            here = None if valid is None else valid.columns(start, stop)
+            outs.append(
+                self._piece(q_BTHD[:, part], k_BTGD[:, part], v_BTGD[:, part], positions_BT[:, part], here)
+            )
+            start = stop
+        return torch.cat(outs, 1) if len(outs) > 1 else outs[0]
+
+    def _next_end(self, start: int, width: int, lengths: list[int]) -> int:
+        """Column up to which no row goes beyond its declared prompt."""
+        ends = [width]
+        for row, length in enumerate(lengths):
+            left = self.rows["prompt"][row] - self.rows["seen"][row]
+            if self.prompts is not None and not self.rows["cut"][row] and start + left < length:
+                ends.append(start + left)
+        return max(min(ends), start + 1)
+
+    def _piece(self, q_BTHD, k_BTGD, v_BTGD, positions_BT, valid: Ragged | None) -> Tensor:
+        """Tokens of one phase per row: still its prompt, or after it."""
         cut, everyone = self.rows["cut"], list(range(self.batch))
         phases = [[row for row in everyone if cut[row] == phase] for phase in (0, 1)]
         forms = (self._prompt, self._after)

@@ -6,7 +6,7 @@
 
 A prompt fed in chunks is held whole until it ends and then cut once, as if it had come in one call; its
 length is declared when the cache is made. Undeclared, a row's first call is its prompt, and storage has room
-for everything. What a call brings beyond a declared length counts as prompt, too.
+for everything.
 
 Deviations, stated: the authors repeat keys and values for every query head first and then choose per query
 head; here a KV head's score is the mean over its query heads, as kvpress has it, so that grouped
