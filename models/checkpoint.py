@@ -1,12 +1,16 @@
 """Trained weights as two files: tensors, and a card that says where they come from.
 
-    <folder>/yoco-swa.safetensors   bf16 tensors
+    <folder>/yoco-swa.safetensors   tensors, bf16 unless the card says fp32
     <folder>/yoco-swa.json          architecture, shape, recipe, data, losses, commit, command, ... and
                                     the SHA-256 of the other file
 
 A card makes its numbers checkable: the hash ties it to the tensors, the command and the data hashes
 let others repeat the training. So weights without a card, or whose hash differs, are not loaded.
 Own weights (results/weights, not committed) hide shipped ones (models/weights) of the same name.
+
+Weights that complete a checkpoint of somebody else (LoCoCo's compressors on a real model) are named after
+it, "lococo-512--Llama-2-7b-hf", and their card's `base` holds its name and fingerprint: on any other
+checkpoint, one of the same name included, they are not loaded.
 """
 
 from __future__ import annotations
@@ -14,9 +18,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import safetensors.torch
 import torch
@@ -32,11 +37,27 @@ CARD_FIELDS = (
 )
 
 #: Half the size of fp32; quality is measured on what is shipped, so the rounding is in every figure.
+#: Fine-tuned norms and embeddings are kept in fp32: bf16 would round most of a small change away.
 DTYPE = torch.bfloat16
 
 
 class WeightsError(ValueError):
     """Weights are missing, damaged or of another network; the message is one sentence."""
+
+
+class Base(NamedTuple):
+    """The checkpoint that weights complete: its name (or path, or hub id) and what identifies its tensors."""
+
+    name: str
+    fingerprint: str
+
+
+def compressor_name(name: str, base: str | None = None) -> str:
+    """What weights `name` are called that were trained on the checkpoint `base`; None: on our own family."""
+    if base is None:
+        return name
+    last = re.split(r"[/\\]", base.rstrip("/\\"))[-1]
+    return f"{name}--{re.sub('[^A-Za-z0-9._-]+', '-', last)}"
 
 
 def default_folders() -> list[Path]:
@@ -56,11 +77,15 @@ def content_hash(state_dict: Mapping[str, Tensor]) -> str:
 
 
 def save(
-    folder: Path, name: str, state_dict: Mapping[str, Tensor], card: Mapping[str, Any]
+    folder: Path,
+    name: str,
+    state_dict: Mapping[str, Tensor],
+    card: Mapping[str, Any],
+    dtype: torch.dtype = DTYPE,
 ) -> dict[str, Any]:
     """Write `name`.safetensors and `name`.json; returns the complete card.
 
-    `state_dict` of any float dtype and device is stored as bf16; `card` holds at least CARD_FIELDS.
+    `state_dict` of any float dtype and device is stored as `dtype`; `card` holds at least CARD_FIELDS.
     Raises WeightsError for a missing field or a tensor that is not finite. Each file appears whole; a
     crash between the two leaves an old card, whose hash then disagrees.
     """
@@ -71,7 +96,7 @@ def save(
     for key, value in state_dict.items():
         tensor = value.detach().cpu()
         if tensor.is_floating_point():
-            tensor = tensor.to(DTYPE)
+            tensor = tensor.to(dtype)
             if not tensor.isfinite().all():
                 raise WeightsError(f"tensor '{key}' of weights '{name}' holds values that are not finite.")
         # A copy, because safetensors refuses tensors that share storage (tied or sliced ones).
@@ -83,7 +108,7 @@ def save(
         "format": CARD_FORMAT,
         "name": name,
         "parameters": sum(tensor.numel() for tensor in tensors.values()),
-        "dtype": str(DTYPE).removeprefix("torch."),
+        "dtype": str(dtype).removeprefix("torch."),
         "sha256": hashlib.sha256(data).hexdigest(),
     }
     folder.mkdir(parents=True, exist_ok=True)
@@ -100,12 +125,18 @@ def load_card(name: str, folders: Sequence[Path] | None = None) -> dict[str, Any
     return _find(name, folders)[1]
 
 
-def load(name: str, folders: Sequence[Path] | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def load(
+    name: str, folders: Sequence[Path] | None = None, base: Base | None = None
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors (as stored, on the CPU) and card of `name`; `folders` default to `default_folders()`.
 
-    Raises WeightsError if a file is missing, or the tensors are not those that the card describes.
+    With `base`, of those trained on that checkpoint (`compressor_name`). Raises WeightsError if a file is
+    missing, the tensors are not those that the card describes, or they were trained on another base.
     """
+    name = compressor_name(name, base.name if base else None)
     folder, card = _find(name, folders)
+    if base is not None:
+        _check_base(name, card, base)
     path = folder / f"{name}.safetensors"
     try:
         data = path.read_bytes()
@@ -136,6 +167,16 @@ def assign(model: nn.Module, state_dict: Mapping[str, Tensor], name: str) -> Non
         device = "cpu" if own.is_meta else own.device
         tensors[key] = state_dict[key].to(device, own.dtype, copy=True)
     model.load_state_dict(tensors, assign=True)
+
+
+def _check_base(name: str, card: Mapping[str, Any], base: Base) -> None:
+    there = card.get("base")
+    trained_on = there.get("fingerprint") if isinstance(there, dict) else None
+    if trained_on != base.fingerprint:
+        raise WeightsError(
+            f"weights '{name}' were trained on a checkpoint with the fingerprint {str(trained_on)[:12]}, and "
+            f"'{base.name}' has {base.fingerprint[:12]}: train them again with 'kvmark train'."
+        )
 
 
 def _find(name: str, folders: Sequence[Path] | None) -> tuple[Path, dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""How a step of LoCoCo's compressor training goes (arXiv 2406.05317; official algorithm).
+"""How LoCoCo's compressors are trained, block by block (arXiv 2406.05317; official algorithm).
 
     for block in sequence:          through the same cache that is measured
         logits = extend(block)      the block attends to [memory, block]
@@ -7,39 +7,89 @@
 
 The gradient of a block reaches the compressors only through the memory that the block reads.
 
-Deviations, stated: every block's last logits also predict the next block's first token (the official
-loss drops it); the learning rate is ours, since the convolution does not start at N(0, 1); the
-sequences are those of the family's training mix, needles included.
+Two recipes share this: the family's, whose step is `by_blocks` (the shipped compressors), and the official
+one on plain text (`text_training.py`). What is trained is the architecture's option `trainable`, by the
+official rule: compressors; whatever has "embed" or "norm" in its name; LoRA. The output matrix and all
+else stay frozen (one that is tied to the embedding moves with it).
+
+Deviation, stated: keys and values of a sequence's first block pass gradients on (the official code cuts
+them there, so that LoRA on k and v learns nothing from it).
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from .architecture import Architecture
+from .compressor import Compressor, Init
+from .lora import LowRank
 from .training import Batch, Recipe, weighted_loss
 
 
-def freeze_all_but_compressors(model: Architecture) -> None:
-    """trainable=compressor: the Transformer stays as it is."""
-    model.requires_grad_(False)
-    model.compressors.requires_grad_(True)
+def group_of(name: str) -> str | None:
+    """The learning-rate group of a parameter by the official rule; None: always frozen."""
+    if name.startswith("compressors."):
+        return "compressor"
+    if "embed" in name or "norm" in name:
+        return "embed_norm"
+    return "lora" if "lora" in name else None
+
+
+def freeze(model: Architecture) -> None:
+    """Leave trainable what `trainable` of the architecture's options names, and nothing else."""
+    everything = model.options.trainable == "official"
+    for name, parameter in model.named_parameters():
+        group = group_of(name)
+        parameter.requires_grad_(group == "compressor" or (everything and group is not None))
+
+
+def trained_state(model: Architecture) -> dict[str, Tensor]:
+    """The tensors that belong to the weights file: those that were trained, by name."""
+    return {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+
+
+def fresh_state(model: Architecture, init: Init = "scaled") -> dict[str, Tensor]:
+    """Initial values of what the base weights lack: compressors, and LoRA where there is any.
+
+    Works for a model on the meta device; those parts of it lie on the CPU afterwards.
+    """
+    state = {}
+    for name, module in model.named_modules():
+        if isinstance(module, Compressor | LowRank):
+            module.to_empty(device="cpu")
+            if isinstance(module, Compressor):
+                module.initialise(init)
+            else:
+                module.initialise()
+            state |= {f"{name}.{key}": value for key, value in module.state_dict().items()}
+    return state
 
 
 def by_blocks(model: Architecture, batch: Batch, device: torch.device, recipe: Recipe) -> Tensor:
-    """Accumulate the gradient of one batch, block by block; the `backward` of `training.fit`."""
+    """Accumulate the gradient of one batch, block by block; the `backward` of `training.fit`.
+
+    Deviations from the official step: every block's last logits also predict the next block's first
+    token; the learning rate is ours, since the convolution does not start at N(0, 1); sequences are
+    those of the family's training mix, needles included.
+    """
     tokens_BT1 = torch.as_tensor(batch.tokens_BT1).to(device)
-    B, T = tokens_BT1.shape[0], tokens_BT1.shape[1] - 1
-    block = model.options.block or model.options.budget
-    cache = model.new_cache(B, T)
     total = torch.zeros(7, device=device)
-    for start in range(0, T, block):
-        part = slice(start, min(start + block, T))
-        logits_BTV = model.extend(tokens_BT1[:, :-1][:, part], None, cache, logits="all").float()
+    for part, logits_BTV in blocks_of(model, tokens_BT1[:, :-1]):
         loss, sums = weighted_loss(logits_BTV, tokens_BT1[:, 1:][:, part], batch, part, device)
         if loss.requires_grad:  # the first two blocks are exact: no compressor has spoken yet
             loss.backward()
-        cache.detach_()
         total += sums
     return total
+
+
+def blocks_of(model: Architecture, tokens_BT: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Columns and logits of every block, through one cache that is cut off behind each."""
+    B, T = tokens_BT.shape
+    cache = model.new_cache(B, T)
+    for start in range(0, T, model.options.block_tokens):
+        part = slice(start, min(start + model.options.block_tokens, T))
+        yield part, model.extend(tokens_BT[:, part], None, cache, logits="all").float()
+        cache.detach_()

@@ -10,8 +10,10 @@ from torch import nn
 
 from models.checkpoint import (
     CARD_FIELDS,
+    Base,
     WeightsError,
     assign,
+    compressor_name,
     content_hash,
     default_folders,
     load,
@@ -40,6 +42,34 @@ def test_round_trip_is_bf16_and_complete(folder):
     assert (card["name"], card["format"], card["parameters"], card["steps"]) == ("tiny", 1, 20, 7)
     assert card["dtype"] == "bfloat16" and card == load_card("tiny", [folder])
     assert sorted(path.name for path in folder.iterdir()) == ["tiny.json", "tiny.safetensors"]
+
+
+def test_fp32_on_demand(tmp_path):
+    """Small changes to a base survive where they are asked to."""
+    state = {"w": torch.tensor([1.0, 1.00025])}
+    assert save(tmp_path, "tuned", state, CARD, torch.float32)["dtype"] == "float32"
+    assert torch.equal(load("tuned", [tmp_path])[0]["w"], state["w"])
+    assert not torch.equal(state["w"].bfloat16().float(), state["w"])
+
+
+def test_weights_that_complete_a_checkpoint_belong_to_it(tmp_path):
+    """Named after the base, loaded for its fingerprint, and for no other."""
+    base = Base("org/Some Model", "f" * 64)
+    name = compressor_name("lococo-32", base.name)
+    assert name == "lococo-32--Some-Model" and compressor_name("lococo-32") == "lococo-32"
+    for path in ("/data/Some Model", "/data/Some Model/", "C:\\data\\Some Model", "Some Model"):
+        assert compressor_name("lococo-32", path) == name
+    save(tmp_path, name, network().state_dict(), CARD | {"base": base._asdict()})
+    assert load("lococo-32", [tmp_path], base)[1]["name"] == name
+    with pytest.raises(WeightsError, match="no weights 'lococo-32--Other'"):
+        load("lococo-32", [tmp_path], Base("Other", base.fingerprint))
+    with pytest.raises(WeightsError, match="fingerprint ffffffffffff, and 'Some Model' has 0000") as caught:
+        load("lococo-32", [tmp_path], Base("Some Model", "0" * 64))
+    assert str(caught.value).endswith(".")
+    for wrong in (None, "x", {}, {"fingerprint": 7}):
+        save(tmp_path, name, network().state_dict(), CARD | {"base": wrong})
+        with pytest.raises(WeightsError, match="were trained on"):
+            load("lococo-32", [tmp_path], base)
 
 
 def test_saving_twice_gives_the_same_files(folder, tmp_path):

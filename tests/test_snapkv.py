@@ -24,8 +24,8 @@ def test_a_call_may_cross_the_end_of_a_declared_prompt(network, tokens):
 
 
 def test_storage_is_made_for_the_cut_prompt(network, tokens):
-    """Declared prompts: slots for the budget and what follows; in chunks the whole prompt lies beside them until
-    its end; undeclared, there is room for everything."""
+    """Declared prompts: slots for the budget and what follows; in chunks the whole prompt lies beside them
+    until its end; undeclared, there is room for everything."""
     model, ids = network("snapkv:budget=6,window=2"), tokens(1, 30)
     slot_bytes = 4 * (2 * 2 * 8 * 8 + 2 * 4)  # layers x (keys and values of 2 heads of 8 in fp64, positions)
     cache = model.new_cache(1, 30, prompts=[25])

@@ -1,33 +1,50 @@
 """LoCoCo: heavy hitters verbatim, the rest folded by a learned convolution (arXiv 2406.05317).
 
     at the start of a call, if more than M + 16 slots are filled:
-        heavy   top M - Mc keys by the attention that the previous call paid them, kept as they are
-        rest    the others in order: Z = Conv1d([K;V]) -> Mc rows, W = softmax over tokens(ReLU(Z))
-                W <- (1 - alpha) * one-hot(top Mc of rest) + alpha * W
-        memory  [heavy ; W K_rest], [heavy ; W V_rest]                     M slots
+        memory  [heavy ; W rest]: the M - Mc slots that received most attention, as they are, and Mc learned
+                mixtures of the others (`models/compressor.py`)                              M slots
     then append this call's keys and attend to [memory ; new]
 
-The newest block is always exact while its own queries run, since compression is lazy. Scores are
-those of the last call only, summed over its queries, per KV head. Keys are mixed as rotated.
+Compression is lazy, so the newest block is exact while its own queries run. Scores are kept per KV head
+and summed over the queries that saw a slot:
 
-Deviations, stated: a call longer than `block` is cut into blocks (the official `generate` would
-attend in full and fold the whole prompt at once); under grouped-query attention scores are averaged
-over the query group (official code is multi-head only); among equal scores the newest is preferred.
-The convolution starts at N(0, 1/fan_in), not N(0, 1), so that its softmax is not one-hot at once.
+    scores=last          those of the last call only (official)
+    scores=accumulated   those of all calls since the slot exists; heavy slots keep their sum, a mixed slot
+                         starts at the W-weighted sum of those that it was mixed from (deviation: our own)
+
+Keys are mixed as rotated, and a mixture has no position. So queries take their true token index, a
+sliding window of the model itself hides exact tokens only, never memory, and `kept_positions` is None.
+
+Deviations, stated: a call longer than `block` is cut into blocks (the official `generate` would attend
+in full and fold the whole prompt at once); under grouped-query attention scores are averaged over the
+query group (extension: official code is multi-head only); of equal scores the oldest slot goes.
+
+`rope_factor` divides all rotary frequencies, on top of the shape's own scaling (official: sequence length
+over trained length, 8 at 32K). It changes short contexts, too: compare with baselines on a shape with the
+same linear `rope_scaling`. `lora`: rank of trained additions to q, k, v and o (`models/lora.py`).
+
+`trainable=official` tunes the network to the training text as well: against baselines that were not tuned
+alike, what it gains is not the cache's.
 
 For gradients, feed one block per call and `detach_` after its backward pass: memory is overwritten in place.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from ..attention import attention_with_probs, never_empty
+from ..attention import attention, attention_with_probs, never_empty
 from ..cache import LayerCache, Ragged, TensorSpec, row_lengths
+from ..compressor import Compressor
 from ..decoder import Decoder
+from ..lora import add_lora
+from ..rope import Rope, llama_frequencies
 
 #: Slots beyond M that may fill up before the next compression (hard-coded in the official code).
 SLACK = 16
@@ -35,15 +52,23 @@ SLACK = 16
 
 @dataclass(frozen=True)
 class Options:
-    """`budget` memory slots M, `heavy` share of them verbatim, convolution `kernel`, prompt `block`.
+    """`budget` memory slots M, `heavy` share of them verbatim, the `local` newest slots always among those.
 
-    `block=0` means a block of `budget` tokens, as in the official training and evaluation.
+    `block=0` cuts prompts into blocks of `budget` tokens, as the official training and evaluation do.
+    `kernel` and `depth` are the convolution's. `trainable` is what `kvmark train` trains: the compressors,
+    or, official, embedding, norms and LoRA (`lora` rank) as well, which then belong to the weights.
     """
 
     budget: int = 256
     heavy: float = 0.5
     kernel: int = 21
     block: int = 0
+    scores: Literal["last", "accumulated"] = "last"
+    trainable: Literal["compressor", "official"] = "compressor"
+    depth: int = 1
+    local: int = 0
+    rope_factor: float = 1.0
+    lora: int = 0
     budget_bytes: int | None = None
 
     def __post_init__(self) -> None:
@@ -51,51 +76,33 @@ class Options:
             raise ValueError("lococo needs budget >= 2, 0 <= heavy < 1 and block >= 0.")
         if self.kernel < 1 or self.kernel % 2 == 0:
             raise ValueError(f"lococo needs an odd kernel >= 1, not {self.kernel}.")
-        if int(self.budget * (1 - self.heavy)) < 1:
+        if self.folded < 1:
             raise ValueError("lococo needs at least one slot that is not verbatim; lower heavy.")
+        if not 0 <= self.local <= self.budget - self.folded:
+            most = self.budget - self.folded
+            raise ValueError(f"lococo needs local between 0 and its {most} verbatim slots, not {self.local}.")
+        if self.depth < 1 or self.lora < 0:
+            raise ValueError("lococo needs depth >= 1 and lora >= 0.")
+        if not 0 < self.rope_factor < math.inf:
+            raise ValueError(f"lococo needs a positive, finite rope_factor, not {self.rope_factor}.")
+        if self.lora and self.trainable == "compressor":
+            raise ValueError("lococo trains LoRA with trainable=official only.")
 
     @property
     def folded(self) -> int:
         """Mc: memory slots that hold mixtures."""
         return int(self.budget * (1 - self.heavy))
 
-
-class Compressor(nn.Module):
-    """One per layer, shared by its heads: output channel of the convolution = memory slot."""
-
-    def __init__(self, head_dim: int, options: Options) -> None:
-        super().__init__()
-        self.budget, self.folded = options.budget, options.folded
-        self.conv = nn.Conv1d(2 * head_dim, self.folded, options.kernel, padding=options.kernel // 2)
-        nn.init.normal_(self.conv.weight, std=(2 * head_dim * options.kernel) ** -0.5)
-        self.alpha = nn.Parameter(torch.tensor(0.5))
-
-    def forward(self, k_BGnD: Tensor, v_BGnD: Tensor, score_BGn: Tensor) -> tuple[Tensor, Tensor]:
-        """n filled slots (n >= M) -> memory keys and values (B,G,M,D). Inputs are detached."""
-        k, v, score = k_BGnD.detach(), v_BGnD.detach(), score_BGn.detach()
-        heavy, rest = split_top(score, self.budget - self.folded)
-        weights = self.weights(_pick(k, rest), _pick(v, rest), score.gather(-1, rest))
-        memory_k = torch.cat([_pick(k, heavy), weights.to(k.dtype) @ _pick(k, rest)], 2)
-        memory_v = torch.cat([_pick(v, heavy), weights.to(v.dtype) @ _pick(v, rest)], 2)
-        return memory_k, memory_v
-
-    def weights(self, k_BGnD: Tensor, v_BGnD: Tensor, score_BGn: Tensor) -> Tensor:
-        """Mixing weights (B,G,Mc,n) over the rest; every row sums to 1 for any alpha."""
-        channels = torch.cat([k_BGnD, v_BGnD], -1).flatten(0, 1).transpose(1, 2)
-        z = self.conv(channels.to(self.conv.weight.dtype)).relu()
-        wide = torch.promote_types(z.dtype, torch.float32)
-        mixed = z.to(wide).softmax(-1).unflatten(0, k_BGnD.shape[:2])
-        chosen, _ = split_top(score_BGn, self.folded)
-        one_hot = torch.zeros_like(mixed).scatter_(-1, chosen[..., None], 1.0)
-        alpha = self.alpha.to(wide)
-        return (1 - alpha) * one_hot + alpha * mixed
+    @property
+    def block_tokens(self) -> int:
+        return self.block or self.budget
 
 
 class LococoCache(LayerCache):
-    """Slots in the order [heavy, mixed, new]; `score` is the attention of the last call."""
+    """Slots in the order [heavy, mixed, new], and the attention that each received."""
 
     def __init__(self, heads, request, options, compressor) -> None:
-        self.block = options.block or options.budget
+        self.block, self.accumulates = options.block_tokens, options.scores == "accumulated"
         batch, slots = request.batch, min(options.budget + SLACK + self.block, request.capacity)
         kv = TensorSpec((heads.num_kv_heads, slots, heads.head_dim), request.dtype, "payload")
         wide = torch.promote_types(request.dtype, torch.float32)
@@ -111,7 +118,7 @@ class LococoCache(LayerCache):
 
     def statistics(self) -> dict[str, list[float]]:
         return {
-            "lococo_alpha": [float(self.compressor.alpha)] * self.batch,
+            "lococo_alpha": [float(self.compressor.alpha.detach())] * self.batch,
             "compressions": [float(n) for n in self.rows["compressions"]],
         }
 
@@ -132,7 +139,8 @@ class LococoCache(LayerCache):
         self._compress_where_full(lengths)
         held = self.rows["held"]
         steps = torch.arange(T, device=k_BTGD.device)
-        if valid is None and len(set(held)) == 1:
+        in_step = valid is None and len(set(held)) == 1
+        if in_step:
             slot_BT = (steps + held[0]).expand(B, T)
             self.write_run(k_BTGD, v_BTGD, held[0])
         else:
@@ -142,27 +150,41 @@ class LococoCache(LayerCache):
         self.rows["held"] = [h + n for h, n in zip(held, lengths, strict=True)]
         self.count(lengths)
 
-        # A query sees its own slot and all before it; padding may see anything (never_empty).
         used = max(1, *self.rows["held"])
-        mask = torch.arange(used, device=steps.device) <= slot_BT[:, :, None]
-        if valid is not None:
-            mask &= valid.mask_BT[:, :, None]
+        sees_all = in_step and T == 1 and self.heads.window is None
+        mask = None if sees_all else never_empty(self._visible(slot_BT, used, valid))
         k, v = self.tensors["k"][:, :, :used], self.tensors["v"][:, :, :used]
-        out, probs = attention_with_probs(q_BTHD, k, v, self.heads.scale, never_empty(mask))
+        # Of the last call's scores a compression reads only those of the call that went over M + 16.
+        if not self.accumulates and used <= self.budget + SLACK:
+            return attention(q_BTHD, k, v, self.heads.scale, mask)
+        out, probs = attention_with_probs(q_BTHD, k, v, self.heads.scale, mask)
         self._note_scores(probs.detach(), valid)
         return out
+
+    def _visible(self, slot_BT: Tensor, used: int, valid: Ragged | None) -> Tensor:
+        """A query sees its own slot and those before it (B,T,used); padding sees nothing."""
+        slots = torch.arange(used, device=slot_BT.device)
+        visible = slots <= slot_BT[:, :, None]
+        if self.heads.window is not None:
+            memory = [self.budget if n else 0 for n in self.rows["compressions"]]
+            is_memory = slots < torch.tensor(memory, device=slots.device)[:, None, None]
+            # Behind the memory slots are consecutive tokens: their distance is that of the slots.
+            visible &= is_memory | (slot_BT[:, :, None] - slots < self.heads.window)
+        return visible if valid is None else visible & valid.mask_BT[:, :, None]
 
     def _note_scores(self, probs_BHTS: Tensor, valid: Ragged | None) -> None:
         """Attention received per slot in this call, summed over its queries, mean over the group."""
         if valid is not None:
             probs_BHTS = probs_BHTS * valid.mask_BT[:, None, :, None]
-        score = probs_BHTS.sum(2).unflatten(1, (self.heads.num_kv_heads, -1)).mean(2)
-        new = torch.zeros_like(self.tensors["score"])
-        new[:, :, : score.shape[-1]] = score
-        if valid is not None:
-            spoke = torch.tensor([n > 0 for n in valid.lengths], device=new.device)
-            new = torch.where(spoke[:, None, None], new, self.tensors["score"])
-        self.tensors["score"] = new
+        received = probs_BHTS.sum(2).unflatten(1, (self.heads.num_kv_heads, -1)).mean(2)
+        score, used = self.tensors["score"], received.shape[-1]
+        if self.accumulates:
+            score[:, :, :used] += received
+        elif valid is None:
+            score[:, :, :used] = received
+        else:  # a row without a token in this call has its last call still before it
+            spoke = torch.tensor([n > 0 for n in valid.lengths], device=score.device)
+            score[spoke, :, :used] = received[spoke]
 
     def _compress_where_full(self, lengths: list[int]) -> None:
         """Rows that are about to grow and hold more than M + 16 slots go back to exactly M."""
@@ -176,9 +198,14 @@ class LococoCache(LayerCache):
             if len(rows) < self.batch:
                 index = torch.tensor(rows, device=self.tensors["k"].device)
             k, v = self.tensors["k"][index, :, :n], self.tensors["v"][index, :, :n]
-            memory_k, memory_v = self.compressor(k, v, self.tensors["score"][index, :, :n])
-            self.tensors["k"][index, :, : self.budget] = memory_k
-            self.tensors["v"][index, :, : self.budget] = memory_v
+            score = self.tensors["score"][index, :, :n]
+            fold = self.compressor(k, v, score)
+            self.tensors["k"][index, :, : self.budget] = fold.apply(k)
+            self.tensors["v"][index, :, : self.budget] = fold.apply(v)
+            if self.accumulates:
+                memory = fold.apply(score[..., None])[..., 0].detach()
+                self.tensors["score"][index] = 0
+                self.tensors["score"][index, :, : self.budget] = memory
             for row in rows:
                 held[row] = self.budget
                 self.rows["compressions"][row] += 1
@@ -186,17 +213,32 @@ class LococoCache(LayerCache):
 
 
 class Model(Decoder):
-    """The frozen Transformer plus one trained compressor per layer."""
+    """The Transformer plus one trained compressor per layer."""
 
     prompt_mode = "blockwise"
 
     def __init__(self, shape, options) -> None:
         super().__init__(shape, options)
         self.compressors = nn.ModuleList(Compressor(shape.head_dim, options) for _ in range(shape.num_layers))
+        if options.lora:
+            add_lora(self.blocks, options.lora)
 
     @classmethod
     def weight_names(cls, options):
-        return ("transformer", f"lococo-{options.budget}")
+        """One name per training: "lococo-128", and a suffix for every other option that is not default."""
+        parts = [f"lococo-{options.budget}"]
+        for field in dataclasses.fields(options):
+            value = getattr(options, field.name)
+            plain = (field.default, options.budget) if field.name == "block" else (field.default,)
+            if field.name not in ("budget", "budget_bytes") and value not in plain:
+                parts.append(value if isinstance(value, str) else f"{field.name}{value:g}")
+        return ("transformer", "-".join(parts))
+
+    def build_rope(self, head_dim: int) -> Rope:
+        s, scaling = self.shape, self.shape.rope_scaling
+        frequency_P = llama_frequencies(head_dim, s.rope_base, s.rope_fraction, scaling)
+        amplitude = 1.0 if scaling is None else scaling.amplitude
+        return Rope(frequency_P / self.options.rope_factor, amplitude)
 
     def layer_cache(self, heads, layer, request):
         return LococoCache(heads, request, self.options, self.compressors[layer])
@@ -206,7 +248,7 @@ class Model(Decoder):
 
     def prefill_flops(self, num_tokens, batch=1) -> int:
         """Blocks attend to [memory, block], which is more than one decoded token ever sees."""
-        block, held, folds, pairs = self.options.block or self.options.budget, 0, 0, 0
+        block, held, folds, pairs = self.options.block_tokens, 0, 0, 0
         for start in range(0, num_tokens, block):
             if held > self.options.budget + SLACK:
                 folds += self._fold_flops(held)
@@ -223,22 +265,10 @@ class Model(Decoder):
         fold = self._fold_flops(self.options.budget + SLACK + 1) // (SLACK + 1) if steady else 0
         return super().decode_flops(num_tokens, batch) + batch * fold
 
-    def _fold_flops(self, held: int) -> int:
-        """One compression of `held` slots in all layers: the convolution and the two mixtures."""
-        o, D = self.options, self.shape.head_dim
-        rest = held - (o.budget - o.folded)
-        per_head = 2 * 2 * D * o.folded * o.kernel * rest + 2 * o.folded * rest * 2 * D
-        return self.shape.num_layers * self.shape.num_kv_heads * per_head
-
-
-def split_top(score: Tensor, top: int) -> tuple[Tensor, Tensor]:
-    """Indices of the `top` largest scores and of the others, each in temporal order."""
-    n = score.shape[-1]
-    # Newest first, then a stable sort: among equal scores the newest is preferred.
-    order = n - 1 - score.flip(-1).argsort(stable=True, dim=-1, descending=True)
-    return order[..., :top].sort(-1).values, order[..., top:].sort(-1).values
-
-
-def _pick(x_BGnD: Tensor, index_BGm: Tensor) -> Tensor:
-    """Rows of x along n, per batch row and head."""
-    return x_BGnD.gather(2, index_BGm[..., None].expand(*index_BGm.shape, x_BGnD.shape[-1]))
+    def _fold_flops(self, filled: int) -> int:
+        """One compression in all layers; accumulated scores are mixed as one more channel."""
+        o = self.options
+        rest = filled - (o.budget - o.folded)
+        scores = 2 * o.folded * rest if o.scores == "accumulated" else 0
+        per_head = sum(compressor.flops(filled) + scores for compressor in self.compressors)
+        return self.shape.num_kv_heads * per_head

@@ -3,8 +3,8 @@
 The "Baseline" of the TOVA paper (section 4). Language modelling and tasks treat long texts differently:
 
     mode=split      texts are cut every `budget` tokens, each piece begins from nothing
-    mode=truncate   a prompt longer than `budget` is cut to its last `budget` tokens; there is room for as many
-                    again (the answer), and when all 2 * budget are taken the context begins from nothing
+    mode=truncate   a prompt longer than `budget` is cut to its last `budget` tokens; there is room for as
+                    many again (the answer); when all 2 * budget are taken the context begins from nothing
 
 Positions, keys, values and convolutions are those of a fresh context. For `truncate` a prompt is a call that
 asks for its last logits only; a scored continuation is never truncated.

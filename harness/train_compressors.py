@@ -1,0 +1,228 @@
+"""LoCoCo's compressors on a frozen network: the family's Transformer, or a checkpoint of somebody else.
+
+    --recipe family     our steps (learning rate 3e-3 with warm-up, convolutions of N(0, 1/fan_in)); on the
+                        family's Transformer with its training mix, on a checkpoint with plain text
+    --recipe official   the official steps on plain text (`models/text_training.py`); the default on a
+                        checkpoint, and the only one for trainable=official
+
+Plain text is cut into sequences of `period` blocks, 8 as in the official commands or as many as the
+context holds; the official batch is 128 of them.
+"""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from .train import Order, mix_line
+from .training import Training, books_card
+
+#: Compressors need long sequences: trained on 1,024 tokens only (6 compressions) they blew up at 8,192
+#: (DECISIONS.md has the tries).
+LOCOCO_TOKENS, LOCOCO_LR, LOCOCO_TOKENS_PER_STEP = 6_000_000, 3e-3, 4096
+LOCOCO_LENGTHS, LOCOCO_SHARES = (1024, 4096), (0.5, 0.5)
+#: Of the official commands: max_train_steps, clean_period, 8 processes x 128 blocks accumulated / 8 blocks.
+OFFICIAL_STEPS, OFFICIAL_PERIOD, OFFICIAL_SEQUENCES = 1000, 8, 128
+
+Books = list[tuple[str, bytes]]
+
+
+class Frozen(NamedTuple):
+    """The network that compressors are trained on."""
+
+    base: Any  # models.checkpoint.Base
+    shape: Any
+    state: dict[str, Any]
+    tokenizer: Any
+    context: int | None  # longest sequence; None: no limit is known
+    notes: str
+
+
+def compressors(spec: str, books: Books, hashes: dict[str, str], out: Path, order: Order) -> Training:
+    """A training of `spec`'s compressors. Raises SpecError, WeightsError or ValueError."""
+    import models
+    from models.spec import SpecError, canonical, split_spec
+
+    name, official = split_spec(spec)[0], models.parse(spec)[1].trainable == "official"
+    recipe = order.recipe or ("official" if order.model or official else "family")
+    if recipe not in ("official", "family"):
+        raise SpecError(f"--recipe must be official or family, not '{recipe}'.")
+    if recipe == "family" and official:
+        raise SpecError("trainable=official is trained by --recipe official.")
+    on_text = recipe == "official" or order.model is not None
+    if not on_text and (order.period or order.sequences):
+        raise SpecError("--period and --sequences are for plain text (--recipe official or --model).")
+
+    frozen = _checkpoint(order) if order.model else _family(out)
+    module, options = models.resolve(spec, frozen.shape)
+    spec = canonical(name, options)
+    make = _on_text if on_text else _on_mix
+    return make(spec, options, module.Model.weight_names(options)[-1], frozen, recipe, books, hashes, order)
+
+
+def _family(out: Path) -> Frozen:
+    from models import checkpoint
+    from models.shapes import SHAPES
+    from suites.tokenizer import ByteTokenizer
+
+    state, card = checkpoint.load("transformer", [out, *checkpoint.default_folders()])
+    base = checkpoint.Base("transformer", card["sha256"])
+    return Frozen(base, SHAPES["family"], state, ByteTokenizer(), None, card["notes"])
+
+
+def _checkpoint(order: Order) -> Frozen:
+    import torch
+
+    from models.checkpoint import Base
+
+    from .pretrained import locate, open_model
+
+    pickles = order.allow_pickle
+    opened = open_model(locate(order.model, pickles), order.tokenizer, pickles)
+    found, tokenizer = opened.pretrained, opened.tokenizer
+    base = Base(found.name, found.fingerprint)
+    return Frozen(base, found.shape, found.state(torch.float32), tokenizer, found.context_length, "")
+
+
+def _model(spec: str, frozen: Frozen, init: str) -> Any:
+    """The frozen network with compressors at their initial values; only what is trained has gradients."""
+    import torch
+
+    import models
+    from models import checkpoint
+    from models.compressor_training import freeze, fresh_state
+
+    with torch.device("meta"):
+        model = models.build(spec, frozen.shape)
+    checkpoint.assign(model, frozen.state | fresh_state(model, init), frozen.base.name)
+    freeze(model)
+    return model
+
+
+def _on_mix(spec, options, name, frozen: Frozen, recipe, books: Books, hashes, order: Order) -> Training:
+    from models.compressor_training import by_blocks, trained_state
+    from models.training import fit
+    from suites.training_mix import TrainingMix
+
+    steps = mix_recipe(order)
+    texts = [book for _, book in books]
+    # Other sequences than the base was trained on.
+    mix = TrainingMix(texts, order.seed + 1, steps.tokens_per_step, LOCOCO_LENGTHS, LOCOCO_SHARES)
+    model = _model(spec, frozen, "scaled")
+    return Training(
+        name=name,
+        spec=spec,
+        model=model,
+        recipe=steps,
+        fit=functools.partial(fit, model, mix.batch, steps, device=order.device, backward=by_blocks),
+        state=functools.partial(trained_state, model),
+        data=mix.card() | books_card(hashes),
+        notes=_notes(options, frozen),
+        command=order.command(spec),
+        line=mix_line,
+        base=frozen.base._asdict(),
+    )
+
+
+def mix_recipe(order: Order) -> Any:
+    """The steps of the shipped compressors. Raises ValueError."""
+    from models.training import Recipe
+
+    return Recipe(
+        total_tokens=LOCOCO_TOKENS if order.tokens is None else order.tokens,
+        tokens_per_step=LOCOCO_TOKENS_PER_STEP,
+        autocast_bf16=False,
+        adamw_lr=LOCOCO_LR,
+        betas=(0.9, 0.999),
+        weight_decay=0.0,
+        seed=order.seed,
+        induction_heads=0,
+    )
+
+
+def _on_text(spec, options, name, frozen: Frozen, recipe, books: Books, hashes, order: Order) -> Training:
+    from models.checkpoint import compressor_name
+    from models.compressor_training import trained_state
+    from models.text_training import fit_text
+    from suites.training_text import TrainingText
+
+    length = sequence_tokens(options, frozen.context, order.period)
+    steps, sequences = text_recipe(recipe, length, order)
+    texts = (book.decode("utf-8") for _, book in books)
+    text = TrainingText(texts, frozen.tokenizer, length, sequences, order.seed)
+    model = _model(spec, frozen, steps.init)
+    return Training(
+        name=compressor_name(name, frozen.base.name if order.model else None),
+        spec=spec,
+        model=model,
+        recipe=steps,
+        fit=functools.partial(fit_text, model, text.batch, steps, device=order.device),
+        state=functools.partial(trained_state, model),
+        data=text.card() | books_card(hashes),
+        notes=_notes(options, frozen),
+        command=order.command(spec, frozen.base.name if order.model else None, "TEXT_FOLDER"),
+        line=text_line,
+        base=frozen.base._asdict(),
+        exact=options.trainable == "official",
+    )
+
+
+def sequence_tokens(options: Any, context: int | None, period: int | None) -> int:
+    """Tokens of a training sequence: `period` blocks. Raises ValueError where it is too long or too short."""
+    from models.architectures.lococo import SLACK
+
+    block, most = options.block_tokens, None if context is None else int(context * options.rope_factor)
+    blocks = period or (OFFICIAL_PERIOD if most is None else min(OFFICIAL_PERIOD, most // block))
+    if most is not None and blocks * block > most:
+        raise ValueError(
+            f"A sequence of {blocks} blocks of {block} tokens is longer than the context of {most} tokens."
+        )
+    if (blocks - 1) * block <= options.budget + SLACK:
+        needed = (options.budget + SLACK) // block + 2
+        raise ValueError(
+            f"A sequence of {blocks} blocks of {block} tokens is never compressed to {options.budget} slots; "
+            f"{needed} blocks are needed, {needed * block} tokens."
+        )
+    return blocks * block
+
+
+def text_recipe(recipe: str, length: int, order: Order) -> tuple[Any, int]:
+    """Recipe and sequences per step. Raises ValueError."""
+    from models.text_training import TextRecipe
+    from models.training import Recipe
+
+    family = recipe == "family"
+    default = max(1, LOCOCO_TOKENS_PER_STEP // length) if family else OFFICIAL_SEQUENCES
+    sequences = default if order.sequences is None else order.sequences
+    per_step = sequences * length
+    total = LOCOCO_TOKENS if family else OFFICIAL_STEPS * per_step
+    settings: dict[str, Any] = {
+        "total_tokens": total if order.tokens is None else order.tokens,
+        "tokens_per_step": per_step,
+        "sequence_tokens": length,
+        "seed": order.seed,
+    }
+    if family:
+        schedule = ("warmup_steps", "decay_share", "final_lr_share", "clip")
+        settings |= {field: getattr(Recipe, field) for field in schedule}
+        settings |= {"adamw_lr": LOCOCO_LR, "init": "scaled", "carry": True}
+    return TextRecipe(**settings), sequences
+
+
+def text_line(entry: Any) -> str:
+    """A log entry of plain text in words: the loss that is trained, and the one that evaluations compare."""
+    bits = entry.bits_per_byte or float("nan")
+    return f"{entry.loss:.4f} nats per target, {bits:.4f} bits/byte over all tokens (running)"
+
+
+def _notes(options: Any, frozen: Frozen) -> str:
+    tuned = ""
+    if options.trainable == "official":
+        also = "embedding, norms and LoRA" if options.lora else "embedding and norms"
+        tuned = f"With them {also} were tuned, so baselines without that tuning are no fair comparison. "
+    where = f"block by block through the measured cache; base fingerprint {frozen.base.fingerprint}."
+    return (
+        f"Compressors on the frozen '{frozen.base.name}' weights (trainable={options.trainable}), trained "
+        f"{where} {tuned}{frozen.notes}"
+    ).rstrip()

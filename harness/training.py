@@ -1,0 +1,89 @@
+"""What `kvmark train` does with any training, whatever is trained: run it, write weights and their card."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .environment import checkout, cpu_model
+
+if TYPE_CHECKING:
+    from models.architecture import Architecture
+    from models.training import Recipe
+
+
+@dataclass(frozen=True)
+class Training:
+    """A network ready to be trained, and what its card will say."""
+
+    name: str
+    spec: str
+    model: Architecture
+    recipe: Recipe
+    #: (on_log, checkpoint_path) -> log
+    fit: Callable[..., list[Any]]
+    #: what is saved, asked for when the training is over
+    state: Callable[[], dict[str, Any]]
+    data: dict[str, Any]
+    notes: str
+    command: str
+    #: one line for people of a log entry
+    line: Callable[[Any], str]
+    #: name and fingerprint of the frozen weights that the trained ones belong to
+    base: dict[str, str] | None = None
+    #: whether weights are kept in fp32
+    exact: bool = False
+
+
+def carry_out(
+    training: Training, out: Path, hardware: str, commit: str | None, say: Callable[[str], None]
+) -> Path:
+    """Train (or resume), write weights, card and curve; returns the card's path."""
+    import pyarrow as pa
+    import torch
+
+    from models import checkpoint
+    from models.training_log import summarise
+
+    from .store import write_table
+
+    def on_log(entry: Any) -> None:
+        speed = f"{entry.tokens_per_cpu_s or 0:,.0f} tokens/CPU-s, {entry.cpu_s:.0f} CPU-s"
+        say(f"{training.name}: {entry.tokens:,} tokens, {training.line(entry)}, {speed}")
+
+    start, recipe = time.monotonic(), training.recipe
+    unfinished = out / f"{training.name}.training.pt"
+    log = training.fit(on_log=on_log, checkpoint_path=unfinished)
+    card = {
+        "architecture": training.spec,
+        "shape": dataclasses.asdict(training.model.shape),
+        "recipe": dataclasses.asdict(recipe),
+        "seed": recipe.seed,
+        "data": training.data,
+        "steps": recipe.steps,
+        "tokens": recipe.steps * recipe.tokens_per_step,
+        "losses": summarise(log),
+        **{key: value for key, value in checkout(commit=commit).items() if key in ("commit", "dirty")},
+        "hardware": f"{cpu_model() or 'unknown CPU'}, {hardware}",
+        "wall_s": round(time.monotonic() - start, 1),
+        "cpu_s": round(log[-1].cpu_s, 1),
+        "command": training.command,
+        "notes": training.notes,
+    } | ({} if training.base is None else {"base": training.base})
+    dtype = torch.float32 if training.exact else checkpoint.DTYPE
+    checkpoint.save(out, training.name, training.state(), card, dtype)
+    rows = [{k: v for k, v in dataclasses.asdict(e).items() if not isinstance(v, dict)} for e in log]
+    write_table(out / f"{training.name}.curve.parquet", pa.Table.from_pylist(rows))
+    unfinished.unlink(missing_ok=True)
+    return out / f"{training.name}.json"
+
+
+def books_card(hashes: dict[str, str]) -> dict[str, Any]:
+    """The hash of every training text, and one over all of them."""
+    lines = "".join(f"{name}:{sha256}\n" for name, sha256 in sorted(hashes.items()))
+    return {"sha256": hashlib.sha256(lines.encode()).hexdigest(), "books_sha256": hashes}
