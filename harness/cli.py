@@ -42,6 +42,15 @@ Text = Annotated[str | None, typer.Option(help="Text file or folder to read inst
 Shape = Annotated[
     str | None, typer.Option(help="Random weights of this shape: tiny, 160m ... 13b, 3b, 7b, or a TOML file.")
 ]
+Model = Annotated[
+    str | None, typer.Option(help="A checkpoint: folder, llama2.c .bin, or ORG/NAME[@REVISION] of the hub.")
+]
+TokenizerFile = Annotated[
+    str | None, typer.Option(help="The checkpoint's tokenizer (tokenizer.json or tok*.bin), if elsewhere.")
+]
+Pickle = Annotated[
+    bool | None, typer.Option("--allow-pickle", help="Read weights from pickles (*.bin), which can run code.")
+]
 Contexts = Annotated[str | None, typer.Option(help="Contexts of the decode suite, e.g. 1024,4096.")]
 Batch = Annotated[str | None, typer.Option(help="Batch sizes of the decode suite, e.g. 1,4.")]
 Repeats = Annotated[int | None, typer.Option(help="Timed executions per process, after one warm-up.")]
@@ -75,7 +84,7 @@ def sentences(*also: type[Exception]) -> Iterator[None]:
         _stop(str(error), EXIT_ENVIRONMENT)
     except (SpecError, StoreError) as error:
         _stop(str(error), EXIT_USAGE)
-    except ValueError as error:  # TextError, WeightsError, UsageError
+    except ValueError as error:  # TextError, WeightsError, PretrainedError, TokenizerError, UsageError
         if type(error) is ValueError and ValueError not in also:
             raise
         _stop(str(error), EXIT_USAGE)
@@ -105,14 +114,15 @@ def list_() -> None:
 
     from .plan import PLANS
 
-    for title, names, line in (
-        ("Architectures (--arch NAME:key=value,...)", models.names(), models.docline),
-        ("Suites (--suite NAME:key=value,...)", suites.names(), suites.docline),
-    ):
-        typer.echo(title)
-        for name in names:
-            typer.echo(f"  {name:<12} {line(name)}")
-    typer.echo(f"Plans: {', '.join(PLANS)}")
+    with sentences():
+        for title, names, line in (
+            ("Architectures (--arch NAME:key=value,...)", models.names(), models.docline),
+            ("Suites (--suite NAME:key=value,...)", suites.names(), suites.docline),
+        ):
+            typer.echo(title)
+            for name in names:
+                typer.echo(f"  {name:<12} {line(name)}")
+        typer.echo(f"Plans: {', '.join(PLANS)}")
 
 
 @app.command()
@@ -121,7 +131,8 @@ def plan(
     shape: Shape = None, contexts: Contexts = None, batch: Batch = None, repeats: Repeats = None,
     replicates: Replicates = None, dtype: Dtype = None, device: Device = None, threads: Threads = None,
     seed: Seed = None, prefill_chunk: Chunk = None, interleave: Interleave = None, timeout_s: Timeout = None,
-    memory_limit_bytes: MemoryLimit = None,
+    memory_limit_bytes: MemoryLimit = None, model: Model = None, tokenizer: TokenizerFile = None,
+    allow_pickle: Pickle = None,
 ) -> None:  # fmt: skip
     """Print the jobs of a plan with their predicted memory; nothing is run."""
     options = dict(locals())
@@ -131,6 +142,8 @@ def plan(
 
         prepared = prepare(_plan(options))
         plan_table(prepared, lambda job: predicted_bytes(prepared, job))
+        for remark in prepared.remarks:
+            typer.echo(remark)
 
 
 @app.command()
@@ -139,7 +152,8 @@ def run(
     shape: Shape = None, contexts: Contexts = None, batch: Batch = None, repeats: Repeats = None,
     replicates: Replicates = None, dtype: Dtype = None, device: Device = None, threads: Threads = None,
     seed: Seed = None, prefill_chunk: Chunk = None, interleave: Interleave = None, timeout_s: Timeout = None,
-    memory_limit_bytes: MemoryLimit = None, out: Out = None, commit: Commit = None,
+    memory_limit_bytes: MemoryLimit = None, model: Model = None, tokenizer: TokenizerFile = None,
+    allow_pickle: Pickle = None, out: Out = None, commit: Commit = None,
     retry_failed: Annotated[
         bool, typer.Option(help="Measure cells that crashed or timed out once more.")
     ] = False,
@@ -159,6 +173,8 @@ def run(
         if offer_text:
             _offer(chosen)
         prepared = prepare(chosen, commit)
+        for remark in prepared.remarks:
+            typer.echo(remark)
         folder = out or Path("results") / "local" / prepared.name
         with Progress(prepared) as progress:
             statuses = run_plan(prepared, folder, progress.hear, retry_failed)
@@ -171,25 +187,67 @@ def run(
 
 
 @app.command()
+def check(
+    arch: Annotated[
+        str | None, typer.Argument(metavar="[ARCH]", help="Architecture, e.g. tova:budget=64.")
+    ] = None,
+    path: Annotated[Path | None, typer.Option(help="A file of yours that defines it: my_arch.py.")] = None,
+    only: Annotated[list[str] | None, typer.Option(help="Check this law alone; repeatable.")] = None,
+    list_laws: Annotated[bool, typer.Option("--list", help="Show every law; check nothing.")] = False,
+) -> None:
+    """Hold an architecture to every law; broken ones come with a counter-example and exit code 1."""
+    with sentences():
+        from contextlib import nullcontext
+
+        from models.lookup import known_file
+        from models.spec import SpecError
+
+        from . import check as laws
+
+        if list_laws:
+            laws.list_laws()
+            return
+        with known_file(path) if path else nullcontext(None) as name:
+            if not (arch or name):
+                raise SpecError("Name an architecture (see kvmark list), or give a file with --path.")
+            broken, checked = laws.check(arch or name, only)
+    if broken:
+        _stop(f"{broken} of {checked} laws are broken.", EXIT_FAILED_CELL)
+
+
+@app.command()
 def train(
     spec: Annotated[str, typer.Argument(help="transformer, yoco:mixer=swa|retention or lococo:budget=M.")],
-    data: Annotated[Path, typer.Option(help="Folder of training books (*.txt, *.txt.gz).")],
+    data: Annotated[Path, typer.Option(help="Folder of training texts (*.txt, *.txt.gz).")],
     out: Annotated[Path, typer.Option(help="Where the weights go.")] = Path("results/weights"),
+    model: Model = None, tokenizer: TokenizerFile = None, allow_pickle: Pickle = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(help="lococo: official (default with --model) or family (default without)."),
+    ] = None,
+    period: Annotated[
+        int | None, typer.Option(min=1, help="lococo on plain text: blocks per sequence (default 8).")
+    ] = None,
+    sequences: Annotated[
+        int | None, typer.Option(min=1, help="lococo on plain text: sequences per step (official: 128).")
+    ] = None,
     tokens: Annotated[int | None, typer.Option(help="Token budget (default: the recipe's).")] = None,
     seed: Annotated[int, typer.Option(help="Seed of initial values and batches.")] = 0,
     induction_heads: Annotated[int, typer.Option(help="Hand-set heads per global layer; 0 for none.")] = 2,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
     threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
     commit: Commit = None,
-) -> None:
-    """Train a member of the byte-level family; resumes after an interruption."""
+) -> None:  # fmt: skip
+    """Train a member of the byte-level family, or compressors on a checkpoint; resumes when interrupted."""
     with sentences(ValueError, FloatingPointError):
+        from .train import Order
         from .train import train as train_
 
-        card = train_(
-            spec, data, out, tokens=tokens, seed=seed, induction_heads=induction_heads, device=device,
-            threads=threads, commit=commit, say=typer.echo,
+        order = Order(
+            tokens=tokens, seed=seed, induction_heads=induction_heads, model=model, tokenizer=tokenizer,
+            allow_pickle=bool(allow_pickle), recipe=recipe, period=period, sequences=sequences, device=device,
         )  # fmt: skip
+        card = train_(spec, data, out, order, threads=threads, commit=commit, say=typer.echo)
         typer.echo(f"Card: {card}")
 
 

@@ -24,7 +24,10 @@ from . import machine_limits, nvml
 
 ROOT = Path(__file__).resolve().parent.parent
 
-PACKAGES = ("torch", "triton", "numpy", "pandas", "pyarrow", "safetensors", "nvidia-ml-py", "lm-eval")
+PACKAGES = (
+    *("torch", "triton", "numpy", "pandas", "pyarrow", "safetensors", "nvidia-ml-py", "lm-eval"),
+    *("tokenizers", "huggingface_hub"),
+)
 
 _SOURCES = ("harness", "models", "suites")
 _SOURCE_SUFFIXES = (".py", ".toml")

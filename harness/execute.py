@@ -24,6 +24,7 @@ from suites.suite import Answer, Case
 from suites.tokenizer import Tokenizer
 
 from .clock import PeakMemory, Stopwatch, Window
+from .retained import Retained, retained
 
 #: Tokens per `extend` when a continuation is scored: bounds the logits to (batch x this x vocabulary).
 SCORE_SEGMENT = 512
@@ -49,6 +50,7 @@ class Readings:
     peak_reason: str | None = None  # why a peak is unknown
     evicted: list[int] = field(default_factory=list)
     statistics: dict[str, list[float]] = field(default_factory=dict)
+    retained: list[Retained] = field(default_factory=list)  # per layer and request that lost something
     scoring_mode: str = ""
 
 
@@ -107,6 +109,7 @@ def execute(
     readings.predicted = model.cache_bytes(capacity, len(cases), prompt=min(prompts))
     readings.evicted = cache.evicted()
     readings.statistics = cache.statistics()
+    readings.retained = retained(cache.kept_positions(), cache.seen)
     on_phase("idle")
     return answers, readings
 
@@ -218,7 +221,7 @@ def _generate(
             made[b].append(token)
             scores[b].append(logprob)
             text = tokenizer.decode(made[b])
-            stopped = token == tokenizer.eos or any(stop in text for stop in cases[b].stop)
+            stopped = token in tokenizer.eos or any(stop in text for stop in cases[b].stop)
             running[b] = not stopped and len(made[b]) < cases[b].max_new_tokens
         if any(running):
             valid_B = None if all(running) else torch.tensor(running, device=token_B.device)

@@ -1,124 +1,204 @@
-"""Models as the worker measures them: trained weights with their card, or random ones of a shape."""
+"""Models as the worker measures them, on the weights of one of three sources.
+
+    --shape NAME    random weights of a shape: what it costs
+    --model PATH    a checkpoint of others: every architecture that is a policy on a Transformer
+    neither         our own trained weights, each with its card
+
+Which tensors an architecture shares with others is decided by *owner* (`Weights.owners`): tensors of the base
+weights belong to these, so that a process holds them once however many architectures run on them;
+what an architecture adds (LoCoCo's compressors) or replaces belongs to the weights of that training.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+import dataclasses
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import models
 from models.spec import SpecError
 
 from .plan import Settings
 
+if TYPE_CHECKING:
+    from models.pretrained import Pretrained
+
+#: Tensors that a process holds: (owner, name) -> parameter.
+Shared = dict[tuple[str, str], Any]
+
 
 @dataclass(frozen=True)
 class Weights:
-    """Which weights an architecture runs on: `label` stands in every row and in the cell's key."""
+    """Which weights an architecture runs on: `label` stands in every row and in the cell's key.
+
+    `owners` maps every tensor of the architecture to the weights that it belongs to.
+    """
 
     label: str
     cards: dict[str, dict[str, Any]]  # by name; empty for random weights
     shape: dict[str, Any]
+    owners: dict[str, str] = field(default_factory=dict)
 
 
-def weights_of(spec: str, settings: Settings) -> Weights:
-    """Find and check them. Raises SpecError or WeightsError with one sentence."""
-    import dataclasses
+def weights_of(spec: str, settings: Settings, pretrained: Pretrained | None = None) -> Weights:
+    """Find and check them; `pretrained` is the opened `settings.model`.
 
-    import torch
-
+    Raises SpecError, WeightsError or PretrainedError with one sentence.
+    """
     from models import checkpoint
-    from models.shapes import load_shape, shape_from
 
+    plan = _Plan(spec, settings, pretrained)
+    shape = dataclasses.asdict(plan.shape)
     if settings.shape is not None:
-        shape = load_shape(settings.shape)
-        return Weights(f"random@seed={settings.seed}", {}, dataclasses.asdict(shape))
-    state, cards = _tensors(spec)
-    shape = next(iter(cards.values())).get("shape") or {}
-    # Assigned to a model that is thrown away: weights that do not fit are found before anything runs.
-    try:
-        with torch.device("meta"):
-            model = models.build(spec, shape_from(shape))
-    except SpecError as error:
-        name = next(iter(cards))
-        raise SpecError(f"The card of weights '{name}' names no network: {_lower_first(error)}") from None
-    checkpoint.assign(model, state, "+".join(cards))
-    label = "+".join(f"{name}@{card['sha256'][:12]}" for name, card in cards.items())
-    return Weights(label, cards, shape)
+        return Weights(f"random@seed={settings.seed}", {}, shape, plan.owners)
+    if pretrained is None:
+        # Assigned to a model that is thrown away: weights that do not fit are found before anything runs.
+        checkpoint.assign(plan.model, plan.base() | plan.added, "+".join(plan.cards))
+    cards = plan.cards if pretrained is None else {pretrained.name: plan.card_of_others()} | plan.cards
+    label = "+".join(f"{name}@{short(card['sha256'])}" for name, card in cards.items())
+    return Weights(label, cards, shape, plan.owners)
 
 
-def load_model(spec: str, settings: Settings, shared: dict[tuple[str, str], Any] | None = None) -> Any:
+def load_model(
+    spec: str, settings: Settings, shared: Shared | None = None, pretrained: Pretrained | None = None
+) -> Any:
     """Build the architecture with its weights in the run's dtype on the run's device.
 
-    Architectures on the same weights share their tensors through `shared`, so that a process that
-    holds several pays once. Raises SpecError or WeightsError with one sentence.
+    Tensors whose owner is known to `shared` are taken from there, all others are read (or drawn) and
+    put there. Raises SpecError, WeightsError or PretrainedError with one sentence.
     """
-    base = base_weights(spec)
-    if shared is None or not any(key[0] in (base, weights_key(spec)) for key in shared):
-        model = _own_model(spec, settings, settings.device)
-    else:
-        model = _sharing_model(spec, settings, base, shared)
-    if shared is not None:
-        # Under all names of its weights: two compressors of equal shape are not the same compressor.
-        owner = weights_key(spec)
-        shared |= {(owner, name): p for name, p in model.named_parameters() if (owner, name) not in shared}
+    import torch
+
+    plan, shared = _Plan(spec, settings, pretrained), {} if shared is None else shared
+    missing = [name for name, owner in plan.owners.items() if (owner, name) not in shared]
+    if missing:
+        fresh = plan.tensors(missing, alone=not shared)
+        for name in missing:
+            # Taken out one by one: where dtype or device change, never more than one tensor is there twice.
+            tensor = fresh.pop(name).to(settings.device, plan.dtype)
+            shared[plan.owners[name], name] = torch.nn.Parameter(tensor, requires_grad=False)
+    model = plan.model.eval().requires_grad_(False)
+    model.load_state_dict({name: shared[owner, name] for name, owner in plan.owners.items()}, assign=True)
     return model
 
 
-def _sharing_model(spec: str, settings: Settings, base: str, shared: dict[tuple[str, str], Any]) -> Any:
-    """Built without memory: tensors that are there are taken, only the others are made (on the CPU)."""
-    import torch
+class _Plan:
+    """An architecture without memory, and where each of its tensors comes from."""
 
-    from models.shapes import shape_from
+    def __init__(self, spec: str, settings: Settings, pretrained: Pretrained | None) -> None:
+        from models import checkpoint
+        from models.shapes import load_shape
 
-    with torch.device("meta"):
-        model = models.build(spec, shape_from(weights_of(spec, settings).shape)).to(
-            torch_dtype(settings.dtype)
-        )
-    own = None
-    for name, parameter in list(model.named_parameters()):
-        tensor = shared.get((weights_key(spec), name), shared.get((base, name)))
-        if tensor is None or tensor.shape != parameter.shape:
-            own = own or dict(_own_model(spec, settings, "cpu").named_parameters())
-            tensor = torch.nn.Parameter(own[name].to(settings.device), requires_grad=False)
-        owner, _, leaf = name.rpartition(".")
-        setattr(model.get_submodule(owner), leaf, tensor)
-    return model.eval().requires_grad_(False)
+        self.spec, self.settings, self.pretrained = spec, settings, pretrained
+        self.dtype = torch_dtype(settings.dtype)
+        self.cards: dict[str, dict[str, Any]] = {}
+        self.added: dict[str, Any] = {}
+        if pretrained is not None:
+            self.shape = pretrained.shape
+        elif settings.shape is not None:
+            self.shape = load_shape(settings.shape)
+        else:
+            self.shape = self._shape_of_family()
+        # Budgets in bytes become tokens here, and tokens are in the names of weights.
+        module, options = models.resolve(spec, self.shape, self.dtype)
+        self.base_name, *added = module.Model.weight_names(options)
+        if pretrained is not None and self.base_name != "transformer":
+            raise SpecError(f"'{spec}' has weights of its own; --model holds a Transformer.")
+        self.model = self._without_memory(spec)
+        if settings.shape is None:
+            for name in added:
+                base = pretrained and checkpoint.Base(pretrained.name, pretrained.fingerprint)
+                tensors, card = self._load(name, base)
+                self.cards[checkpoint.compressor_name(name, base and base.name)] = card
+                self.added |= tensors
+        self.owners = self._owners(added)
 
+    def card_of_others(self) -> dict[str, Any]:
+        """What a run says about a checkpoint that has no card of ours."""
+        opened = self.pretrained
+        assert opened is not None
+        context = f" for a context of {opened.context_length:,} tokens" if opened.context_length else ""
+        base = [p for name, p in self.model.named_parameters() if self.owners[name] == self.base_name]
+        return {
+            "sha256": opened.fingerprint,
+            "parameters": sum(parameter.numel() for parameter in base),
+            "notes": f"A {opened.family} checkpoint of others, trained{context}.",
+        }
 
-def weights_key(spec: str) -> str:
-    """All weights that an architecture runs on, as one name."""
-    module, options = models.parse(spec)
-    return "+".join(module.Model.weight_names(options))
+    def tensors(self, names: list[str], alone: bool) -> dict[str, Any]:
+        """At least those tensors by name; `alone`: random ones can be drawn where they stay."""
+        if self.settings.shape is not None:
+            return self._random(self.settings.device if alone else "cpu")
+        if set(names) <= self.added.keys():
+            return dict(self.added)
+        return self.base() | self.added
 
+    def base(self) -> dict[str, Any]:
+        """The base weights: of the checkpoint, else our own."""
+        if self.pretrained is not None:
+            return self.pretrained.state(self.dtype)
+        return self._load(self.base_name)[0]
 
-def base_weights(spec: str) -> str:
-    """Name of the weights that an architecture builds on: users of one name hold equal tensors."""
-    module, options = models.parse(spec)
-    return module.Model.weight_names(options)[0]
+    def _owners(self, added: list[str]) -> dict[str, str]:
+        names, base = list(self.model.state_dict()), self.base_name
+        own = "+".join([base, *added])
+        common = set(names)
+        if base == "transformer":
+            common &= self._without_memory(base).state_dict().keys()
+        if self.settings.shape is not None:  # nobody trained the rest: it is this very architecture's
+            return {name: base if name in common else f"{own} of {self.spec}" for name in names}
+        lacking = [name for name in names if name not in common and name not in self.added]
+        if self.pretrained is not None and lacking:
+            raise SpecError(
+                f"'{self.spec}' needs '{lacking[0]}', which --model {self.pretrained.name} does not hold."
+            )
+        return {name: own if name in self.added else base for name in names}
 
+    def _without_memory(self, spec: str) -> Any:
+        import torch
 
-def _own_model(spec: str, settings: Settings, device: str) -> Any:
-    import torch
+        with torch.device("meta"):
+            return models.build(spec, self.shape, self.dtype).to(self.dtype)
 
-    from models import checkpoint
-    from models.shapes import load_shape, shape_from
+    def _random(self, device: str) -> dict[str, Any]:
+        import torch
 
-    dtype = torch_dtype(settings.dtype)
-    if settings.shape is not None:
-        torch.manual_seed(settings.seed)
+        torch.manual_seed(self.settings.seed)
         before = torch.get_default_dtype()
-        torch.set_default_dtype(dtype)
+        torch.set_default_dtype(self.dtype)
         try:
             with torch.device(device):
-                model = models.build(spec, load_shape(settings.shape))
+                return dict(models.build(self.spec, self.shape, self.dtype).state_dict())
         finally:
             torch.set_default_dtype(before)
-        return model.eval().requires_grad_(False)
-    state, cards = _tensors(spec)
-    with torch.device("meta"):
-        model = models.build(spec, shape_from(next(iter(cards.values()))["shape"])).to(dtype)
-    checkpoint.assign(model, state, "+".join(cards))
-    return model.to(device).eval().requires_grad_(False)
+
+    def _shape_of_family(self) -> Any:
+        """The shape that the card of the base weights names; notes the card."""
+        from models import checkpoint
+        from models.shapes import shape_from
+
+        module, options = models.parse(self.spec)
+        name = module.Model.weight_names(options)[0]
+        try:
+            self.cards[name] = checkpoint.load_card(name)
+            return shape_from(self.cards[name].get("shape") or {})
+        except checkpoint.WeightsError as error:
+            raise _needed(self.spec, error) from None
+        except SpecError as error:
+            raise SpecError(f"The card of weights '{name}' names no network: {_lower_first(error)}") from None
+
+    def _load(self, name: str, base: Any = None) -> tuple[dict[str, Any], dict[str, Any]]:
+        from models import checkpoint
+
+        try:
+            return checkpoint.load(name, base=base)
+        except checkpoint.WeightsError as error:
+            raise _needed(self.spec, error) from None
+
+
+def short(sha256: str) -> str:
+    """Twelve digits of a hash, and what stands before it ("sampled-")."""
+    return sha256[: sha256.find("-") + 13]
 
 
 def torch_dtype(name: str) -> Any:
@@ -147,22 +227,8 @@ def check_device(device: str) -> None:
         raise NoDevice(f"Device '{device}' is not usable: torch sees {torch.cuda.device_count()} GPU(s).")
 
 
-def _tensors(spec: str) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-    """All tensors an architecture runs on, and their cards by name. Raises WeightsError."""
-    from models import checkpoint
-
-    module, options = models.parse(spec)
-    state: dict[str, Any] = {}
-    cards: dict[str, dict[str, Any]] = {}
-    for name in module.Model.weight_names(options):
-        try:
-            tensors, cards[name] = checkpoint.load(name)
-        except checkpoint.WeightsError as error:
-            raise checkpoint.WeightsError(
-                f"Architecture '{spec}' needs trained weights, and {_lower_first(error)}"
-            ) from None
-        state |= tensors
-    return state, cards
+def _needed(spec: str, error: Exception) -> Exception:
+    return type(error)(f"Architecture '{spec}' needs trained weights, and {_lower_first(error)}")
 
 
 def _lower_first(error: Exception) -> str:

@@ -14,7 +14,9 @@ from suites.suite import Answer, Case, Suite
 
 from .execute import execute
 from .plan import Cell, Settings
-from .rows import case_rows, cell_rows, cost_rows, model_rows, with_evictions
+from .pretrained import beyond
+from .retained import Retained
+from .rows import case_rows, cell_rows, cost_rows, model_rows, retained_rows, with_evictions
 from .store import Row
 
 
@@ -31,11 +33,14 @@ class Measurement:
         base: Callable[..., Row],
         on_phase: Callable[[str], None],
         load_s: float | None = None,
+        context_length: int | None = None,
     ) -> None:
         self.model, self.suite, self.cell, self.settings = model, suite, cell, settings
         self.repeat, self.base, self.on_phase, self.load_s = repeat, base, on_phase, load_s
+        self.context_length = context_length  # what the checkpoint was trained for
         self.rows: list[Row] = []
         self.evicted: list[int] = []
+        self.retained: list[Retained] = []
 
     def measure(self) -> list[Row]:
         """Run the cell; the warm-up gives no rows."""
@@ -44,6 +49,8 @@ class Measurement:
             self.rows += cell_rows(self.base(self.cell), results)
         else:
             self.run(list(self.suite.cases(self.cell.axes)))
+        if self.retained:
+            self.rows += retained_rows(self.retained_base, self.retained)
         return [] if self.repeat == -1 else with_evictions(self.rows, self.evicted)
 
     def run(self, cases: Sequence[Case]) -> list[Answer]:
@@ -65,6 +72,7 @@ class Measurement:
             prompt_mode=prompt_mode(self.model, self.settings),
             scoring_mode=readings.scoring_mode,
             implementation=self.model.implementation,
+            message=beyond(readings.capacity, self.context_length),
         )
         first = self.repeat in (None, 0)
         if first and not self.rows:
@@ -72,6 +80,8 @@ class Measurement:
         self.rows += cost_rows(base, self.model, readings, self.repeat)
         if first:
             self.rows += case_rows(base, self.suite, batch, answers, readings)
+            self.retained += readings.retained
+            self.retained_base = base
         self.evicted += readings.evicted
         return answers
 

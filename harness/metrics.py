@@ -120,6 +120,10 @@ METRICS: dict[str, Metric] = {
     "evicted_tokens": Metric("tokens", None, "evicted tokens", format_count),
     "seen_tokens": Metric("tokens", None, "seen tokens", format_count),
     "evicted_share": Metric("share", None, "evicted share", format_share),
+    # what a policy kept, per layer (harness.retained)
+    "retained_recent_share": Metric("share", None, "kept: newest", format_share),
+    "retained_first_share": Metric("share", None, "kept: first token", format_share),
+    "retained_age_share": Metric("share", None, "kept, by age", format_share),
     # needle
     "accuracy_strict": Metric("share", "high", "needle, strict", format_share),
     "accuracy_substring": Metric("share", "high", "needle, substring", format_share),

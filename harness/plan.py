@@ -27,14 +27,19 @@ DTYPES = ("fp32", "bf16")
 
 @dataclass(frozen=True)
 class Settings:
-    """How cells are measured. `shape` None means trained weights, the quality axis.
+    """How cells are measured. `shape` means random weights, the systems axis; else weights are trained.
 
+    `model` is a checkpoint of others, a path or org/name[@revision] of the hub, with `tokenizer` another
+    file than its own; pickles in it are opened with `allow_pickle` only. None: our own weights.
     `batch` bounds the requests of a quality cell that run together; latency suites state their own.
     `interleave` False gives each architecture of a latency suite a process of its own: its memory is
     then its own too, and slow drift of the machine is not shared.
     """
 
     shape: str | None = None
+    model: str | None = None
+    tokenizer: str | None = None
+    allow_pickle: bool = False
     dtype: str = "fp32"
     device: str = "cpu"
     threads: int = 1
@@ -53,13 +58,23 @@ class Settings:
             value, (kind, *none) = getattr(self, entry.name), str(entry.type).split(" | ")
             if type(value) not in kinds[kind] and not (none and value is None):
                 raise SpecError(f"{entry.name} must be of type {entry.type}, not {value!r}.")
+            if type(value) in (int, float) and not abs(value) < 1e15:
+                raise SpecError(f"{entry.name} must be below 1e15, not {value}.")
+            if isinstance(value, str) and "\0" in value:
+                raise SpecError(f"{entry.name} must not hold a null character, as '{value}' does.")
+        if self.shape is not None and self.model is not None:
+            raise SpecError("model and shape exclude each other: a checkpoint has its own shape.")
+        if self.model is None and (self.tokenizer is not None or self.allow_pickle):
+            raise SpecError("tokenizer and allow_pickle are for a model, and none is given.")
         if self.dtype not in DTYPES:
             raise SpecError(f"Unknown dtype '{self.dtype}'; known: {', '.join(DTYPES)}.")
-        if not re.fullmatch(r"cpu|cuda(:\d+)?", self.device):
+        if not re.fullmatch(r"cpu|cuda(:\d{1,4})?", self.device):
             raise SpecError(f"Unknown device '{self.device}'; known: cpu, cuda, cuda:N.")
         for name in ("threads", "repeats", "replicates", "batch"):
             if getattr(self, name) < 1:
                 raise SpecError(f"{name} must be at least 1, not {getattr(self, name)}.")
+        if self.threads > 4096:
+            raise SpecError(f"threads must be at most 4096, not {self.threads}.")
         if not 0 < self.timeout_s < 1e9:
             raise SpecError(f"timeout_s must be between 0 and 1e9, not {self.timeout_s}.")
         for name in ("prefill_chunk", "memory_limit_bytes"):
@@ -80,7 +95,8 @@ class Plan:
     def __post_init__(self) -> None:
         if not self.architectures or not self.suites:
             raise SpecError("A plan needs at least one architecture and one suite.")
-        if self.name in ("", "..") or Path(self.name).name != self.name:
+        folder = self.name.isprintable() and self.name.strip() and len(self.name.encode()) <= 200
+        if not folder or self.name == ".." or Path(self.name).name != self.name:
             raise SpecError(f"A plan's name names its folder, too: '{self.name}' will not do.")
 
 
@@ -125,7 +141,7 @@ def plan_from_toml(path: Path) -> Plan:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise SpecError(f"Plan file {path} cannot be read ({error.strerror}).") from None
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # also numbers of 5,000 digits, and deep nesting
         raise SpecError(f"Plan file {path} is not valid TOML ({str(error).splitlines()[0]}).") from None
     settings = {f.name for f in dataclasses.fields(Settings)}
     own = {"name", "architectures", "suites", "text"}
@@ -138,10 +154,13 @@ def plan_from_toml(path: Path) -> Plan:
         found = values.get(key)
         if not isinstance(found, list) or not all(isinstance(item, str) for item in found):
             raise SpecError(f"{path} needs {key} = a list of strings.")
-    if not isinstance(values.get("text", ""), str):
+    text, name = values.get("text", ""), values.get("name", path.stem)
+    if not isinstance(text, str) or "\0" in text:
         raise SpecError(f"{path} needs text = a string, the name of a file or folder.")
+    if not isinstance(name, str):
+        raise SpecError(f"{path} needs name = a string, the name of a folder.")
     return Plan(
-        name=str(values.get("name", path.stem)),
+        name=name,
         architectures=tuple(values["architectures"]),
         suites=tuple(values["suites"]),
         settings=Settings(**{k: v for k, v in values.items() if k in settings}),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from .metrics import metric
 from .plan import Cell, Settings
+from .retained import Retained, averaged
 from .store import Row, axes_json
 
 if TYPE_CHECKING:
@@ -45,9 +46,11 @@ def failure_row(base: Row, status: str, message: str, phase: str | None) -> Row:
 
 
 def _number(base: Row, name: str, value: float | None, phase: str, **fields: Any) -> Row:
-    unit = metric(name).unit
     number = math.nan if value is None else float(value)
-    return dataclasses.replace(base, metric=name, value=number, unit=unit, phase=phase, **fields)
+    # A remark on the whole cell is no reason why a number is missing.
+    fields.setdefault("message", None if math.isnan(number) else base.message)
+    known = {"metric": name, "value": number, "unit": metric(name).unit, "phase": phase}
+    return dataclasses.replace(base, **known, **fields)
 
 
 def model_rows(base: Row, model: Any, load_s: float | None) -> Iterator[Row]:
@@ -68,7 +71,7 @@ def cost_rows(base: Row, model: Any, readings: Readings, repeat: int | None) -> 
         return _number(base, name, value, phase, repeat=repeat, **fields)
 
     def peak(name: str, value: int | None, phase: str) -> Row:
-        return row(name, value, phase, message=readings.peak_reason if value is None else None)
+        return row(name, value, phase, **({"message": readings.peak_reason} if value is None else {}))
 
     prefill, rest = readings.prefill, readings.continuation
     prompt, new = sum(readings.prompt_tokens), sum(readings.new_tokens)
@@ -126,6 +129,12 @@ def case_rows(
         yield _number(own, "seen_tokens", seen, "policy")
         for name, values in readings.statistics.items():
             yield _number(own, name, values[index], "policy")
+
+
+def retained_rows(base: Row, requests: Sequence[Retained]) -> Iterator[Row]:
+    """What was kept of all requests of a cell, per layer."""
+    for name, value, layer, bin in averaged(requests):
+        yield _number(base, name, value, "policy", layer=layer, bin=bin)
 
 
 def cell_rows(base: Row, results: Mapping[str, float]) -> Iterator[Row]:

@@ -21,18 +21,21 @@ from typing import Any
 
 import models
 import suites
+from models import lookup
+from models.spec import split_spec
 from suites.suite import Context
 from suites.text import Text, resolve
-from suites.tokenizer import ByteTokenizer
+from suites.tokenizer import ByteTokenizer, Tokenizer
 
 from .environment import machine_card
 from .loading import Weights, weights_of
-from .plan import Cell, Job, Plan, digest, jobs
+from .plan import Cell, Job, Plan, Settings, digest, jobs
+from .pretrained import Opened, beyond, locate, open_model
 from .store import SCHEMA, SCHEMA_VERSION, StoreError, read_table, write_atomic, write_table
 from .supervise import EnvironmentRefuses, Event, Supervisor
 
-#: Settings that do not change what a finished cell's numbers are.
-UNKEYED = ("replicates", "timeout_s")
+#: Settings that do not change what a finished cell's numbers are. A checkpoint counts by what is in it.
+UNKEYED = ("replicates", "timeout_s", "model", "tokenizer", "allow_pickle")
 
 
 class UsageError(ValueError):
@@ -50,6 +53,23 @@ class Prepared:
     weights: dict[str, Weights]
     machine: dict[str, Any]
     notes: dict[str, dict[str, str]]  # by suite: protocol and the like
+    opened: Opened | None = None  # the checkpoint of --model
+    remarks: tuple[str, ...] = ()  # what the user should know before it runs
+
+    @property
+    def settings(self) -> Settings:
+        """The plan's settings as a worker needs them: the checkpoint is a path on this machine."""
+        if self.opened is None:
+            return self.plan.settings
+        return dataclasses.replace(self.plan.settings, model=str(self.opened.pretrained.path))
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return ByteTokenizer() if self.opened is None else self.opened.tokenizer
+
+    def suite(self, spec: str) -> suites.Suite:
+        """A suite on this plan's text and tokens."""
+        return suites.load(spec, Context(self.tokenizer, self.text, self.plan.settings.seed))
 
     @property
     def name(self) -> str:
@@ -63,7 +83,11 @@ class Prepared:
 
 
 def prepare(plan: Plan, commit: str | None = None) -> Prepared:
-    """Look everything up. Raises SpecError, TextError, WeightsError or UsageError: one sentence each."""
+    """Look everything up; fetches a checkpoint of the hub that is not on this machine yet.
+
+    Raises SpecError, TextError, WeightsError, PretrainedError, TokenizerError, UsageError or
+    EnvironmentRefuses: one sentence each.
+    """
     settings = plan.settings
     specs = list(dict.fromkeys(models.canonical_spec(spec) for spec in plan.architectures))
     suite_specs = list(dict.fromkeys(suites.canonical_spec(spec) for spec in plan.suites))
@@ -78,28 +102,37 @@ def prepare(plan: Plan, commit: str | None = None) -> Prepared:
     text = None
     if any(cls.needs_text for cls in classes.values()):
         text = resolve(plan.text, data_dir=Path.cwd() / "data")
-    weights = {spec: weights_of(spec, settings) for spec in specs}
+    opened = None
+    if settings.model is not None:
+        path = locate(settings.model, settings.allow_pickle)
+        opened = open_model(path, settings.tokenizer, settings.allow_pickle)
+    weights = {spec: weights_of(spec, settings, opened and opened.pretrained) for spec in specs}
     machine = machine_card(settings.device, settings.threads, commit)
-    shared = {key: value for key, value in dataclasses.asdict(settings).items() if key not in UNKEYED}
-    cells: list[Cell] = []
-    notes = {}
-    for suite_spec, cls in classes.items():
-        suite = suites.load(suite_spec, Context(ByteTokenizer(), text, settings.seed))
-        notes[suite_spec] = suite.notes()
-        if cls.needs_text and not cls.driven:
-            list(suite.cases(suite.cells()[-1]))  # a text that is too short is found now, not by a worker
-        for spec in specs:
-            for replicate in range(settings.replicates if cls.interleaved else 1):
-                for axes in suite.cells():
-                    key = digest(
-                        spec, suite_spec, axes, replicate, shared, weights[spec].label,
-                        weights[spec].shape, text and text.label, machine["id"], machine["packages"],
-                        machine["source_hash"],
-                    )  # fmt: skip
-                    cells.append(Cell(key, spec, suite_spec, axes, replicate))
-    interleaved = {spec: cls.interleaved and settings.interleave for spec, cls in classes.items()}
     plan = dataclasses.replace(plan, architectures=tuple(specs), suites=tuple(suite_specs))
-    return Prepared(plan, cells, interleaved, text, weights, machine, notes)
+    interleaved = {spec: cls.interleaved and settings.interleave for spec, cls in classes.items()}
+    prepared = Prepared(plan, [], interleaved, text, weights, machine, {}, opened)
+    inputs = [
+        {key: value for key, value in dataclasses.asdict(settings).items() if key not in UNKEYED},
+        text and text.label, machine["id"], machine["packages"], machine["source_hash"],
+        opened and [opened.card(), opened.tokenizer.eos],
+    ]  # fmt: skip
+    remarks = []
+    for suite_spec, cls in classes.items():
+        suite = prepared.suite(suite_spec)
+        prepared.notes[suite_spec] = suite.notes()
+        grid = suite.cells()
+        # A text that is too short, or lost on the tokenizer, is found now and not by a worker.
+        largest = [] if cls.driven else list(suite.cases(grid[-1]))
+        longest = max((case.num_tokens for case in largest), default=0)
+        if opened and (said := beyond(longest, opened.pretrained.context_length)):
+            remarks.append(f"{suite_spec} goes up to {said}.")
+        for spec in specs:
+            own = [weights[spec].label, weights[spec].shape, lookup.fingerprint(split_spec(spec)[0])]
+            for replicate in range(settings.replicates if cls.interleaved else 1):
+                for axes in grid:
+                    key = digest(spec, suite_spec, axes, replicate, own, inputs)
+                    prepared.cells.append(Cell(key, spec, suite_spec, axes, replicate))
+    return dataclasses.replace(prepared, remarks=tuple(remarks))
 
 
 def predicted_bytes(prepared: Prepared, job: Job) -> tuple[int, int] | None:
@@ -111,24 +144,24 @@ def predicted_bytes(prepared: Prepared, job: Job) -> tuple[int, int] | None:
 
     from models.shapes import shape_from
 
-    from .loading import base_weights, torch_dtype
+    from .loading import torch_dtype
 
     settings = prepared.plan.settings
     dtype = torch_dtype(settings.dtype)
-    suite = suites.load(job.groups[0][0].suite, Context(ByteTokenizer(), prepared.text, settings.seed))
+    suite = prepared.suite(job.groups[0][0].suite)
     if suite.driven:
         return None
-    parameters: dict[tuple[str, str, tuple[int, ...]], int] = {}
+    parameters: dict[tuple[str, str], int] = {}
     largest = 0
     for cell in job.groups[-1]:  # groups ascend in size
         cases = list(suite.cases(cell.axes))
         batch = len(cases) if suite.interleaved else min(len(cases), settings.batch)
+        found = prepared.weights[cell.architecture]
         with torch.device("meta"):
-            model = models.build(cell.architecture, shape_from(prepared.weights[cell.architecture].shape))
-        base = base_weights(cell.architecture)
-        parameters |= {(base, name, tuple(p.shape)): p.numel() for name, p in model.named_parameters()}
-        capacity = max(case.num_tokens for case in cases)
-        largest = max(largest, model.cache_bytes(capacity, batch, dtype).total)
+            model = models.build(cell.architecture, shape_from(found.shape), dtype)
+        parameters |= {(found.owners[name], name): p.numel() for name, p in model.named_parameters()}
+        capacity, prompt = max(case.num_tokens for case in cases), min(len(case.prompt) for case in cases)
+        largest = max(largest, model.cache_bytes(capacity, batch, dtype, prompt=prompt).total)
     return sum(parameters.values()) * dtype.itemsize, largest
 
 
@@ -159,7 +192,7 @@ def run(
         common = {
             "run": manifest["run"],
             "out": str(out.resolve()),
-            "settings": dataclasses.asdict(prepared.plan.settings),
+            "settings": dataclasses.asdict(prepared.settings),
             "text": prepared.plan.text,
             "text_label": None if prepared.text is None else prepared.text.label,
             "machine": prepared.machine["id"],
@@ -237,6 +270,7 @@ def _manifest(prepared: Prepared, out: Path) -> dict[str, Any]:
             "sha256": text.sha256,
             "documents": len(text.documents),
         },
+        "model": prepared.opened and prepared.opened.card(),
         "suites": prepared.notes,
         "weights": {
             name: {k: card.get(k) for k in ("sha256", "parameters", "tokens", "notes", "command", "commit")}
@@ -244,6 +278,9 @@ def _manifest(prepared: Prepared, out: Path) -> dict[str, Any]:
             for name, card in found.cards.items()
         },
     }
+    if prepared.opened is not None:
+        notes = manifest["weights"][prepared.opened.pretrained.name]
+        notes["notes"] = " ".join([notes["notes"], *prepared.remarks])
     write_atomic(path, (json.dumps(manifest, indent=1) + "\n").encode())
     return manifest
 

@@ -24,8 +24,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-#: 1: first version.
+#: Of run.json and of time series. 1: first version.
 SCHEMA_VERSION = 1
+
+#: Of rows. 1: first version. 2: `layer` and `bin`, which are null in rows of version 1.
+ROWS_VERSION = 2
+_ADDED = ("layer", "bin")
 
 STATUSES = ("ok", "oom", "timeout", "crash")
 
@@ -49,6 +53,8 @@ class Row:
     repeat: int | None = None  # within one process
     replicate: int = 0  # process
     step: int | None = None  # decode step
+    layer: int | None = None  # counted from 0; None: a number of the whole model
+    bin: int | None = None  # of a histogram; its metric says what the bins are
     axes: str = "{}"  # JSON with sorted keys, e.g. {"depth": 0.5, "length": 512}
     axis: str = "quality"  # "systems" (random weights) | "quality" (trained weights)
     prompt_mode: str | None = None  # how the prompt met the policy: stepwise, bulk, blockwise, parallel
@@ -73,7 +79,7 @@ class Row:
 _ARROW = {"str": pa.string(), "float": pa.float64(), "int": pa.int64()}
 SCHEMA = pa.schema(
     [(f.name, _ARROW[str(f.type).split(" ")[0]]) for f in fields(Row)],
-    metadata={"kvmark_schema": str(SCHEMA_VERSION)},
+    metadata={"kvmark_schema": str(ROWS_VERSION)},
 )
 
 
@@ -115,7 +121,10 @@ def write_rows(path: Path, rows: Iterable[Row]) -> None:
 
 
 def read_table(path: Path) -> pa.Table:
-    """Read one Parquet file of rows, whole. Raises StoreError with one sentence."""
+    """Read one Parquet file of rows (or a time series), whole; rows of version 1 become those of today.
+
+    Raises StoreError with one sentence.
+    """
     try:
         table = pq.read_table(path)
     except FileNotFoundError:
@@ -123,8 +132,12 @@ def read_table(path: Path) -> pa.Table:
     except (pa.ArrowException, OSError) as error:
         raise StoreError(f"{path} is not a readable Parquet file ({first_line(error)}).") from None
     found = (table.schema.metadata or {}).get(b"kvmark_schema", b"?").decode()
-    if found != str(SCHEMA_VERSION):
-        raise StoreError(f"{path} has schema version {found}; this kvmark reads version {SCHEMA_VERSION}.")
+    if found not in map(str, range(1, ROWS_VERSION + 1)):
+        raise StoreError(f"{path} has schema version {found}; this kvmark reads 1 to {ROWS_VERSION}.")
+    if found == "1" and "metric" in table.column_names:
+        for name in _ADDED:
+            table = table.append_column(SCHEMA.field(name), pa.nulls(len(table), pa.int64()))
+        table = table.select(SCHEMA.names).replace_schema_metadata(SCHEMA.metadata)
     return table
 
 

@@ -1,6 +1,6 @@
 """One process per job: `python -m harness.worker JOB.json`.
 
-Contract (version 1; a worker of another checkout can be driven by the same file):
+Contract (version 2; a worker of another checkout can be driven by the same file):
 
     in     JOB.json  {"version", "run", "out", "parent_pid", "settings", "text", "text_label",
                       "machine", "weights", "groups": [[cell, ...], ...]}
@@ -27,7 +27,8 @@ from .plan import Cell, Settings
 from .rows import base_row, failure_row
 from .store import Row, first_line, write_rows
 
-CONTRACT_VERSION = 1
+#: 1: first version. 2: settings name a checkpoint and its tokenizer.
+CONTRACT_VERSION = 2
 EXIT_CELL_FAILED, EXIT_CANNOT_WRITE, EXIT_ENVIRONMENT = 10, 11, 12
 
 
@@ -38,6 +39,7 @@ class Worker:
         self.job, self.settings = job, Settings(**job["settings"])
         self.out = Path(job["out"])
         self.models: dict[str, Any] = {}
+        self.pretrained: Any = None  # the checkpoint of --model
         self.shared: dict[tuple[str, str], Any] = {}
         self.load_s: dict[str, float] = {}
         self.phase = "load"
@@ -57,6 +59,7 @@ class Worker:
         from suites.tokenizer import ByteTokenizer
 
         from .loading import check_device
+        from .pretrained import open_model
 
         check_device(self.settings.device)
         torch.set_num_threads(self.settings.threads)
@@ -65,25 +68,37 @@ class Worker:
             text = resolve(self.job["text"], data_dir=Path.cwd() / "data")
             if text.label != self.job["text_label"]:
                 raise ValueError(f"the text changed from {self.job['text_label']} to {text.label}.")
-        self.context = Context(ByteTokenizer(), text, self.settings.seed)
+        tokenizer, path = ByteTokenizer(), self.settings.model
+        if path is not None:
+            opened = open_model(Path(path), self.settings.tokenizer, self.settings.allow_pickle)
+            self.pretrained, tokenizer = opened.pretrained, opened.tokenizer
+        self.context = Context(tokenizer, text, self.settings.seed)
         if self.settings.memory_limit_bytes is not None:
-            # Libraries count as memory: first all that a measurement imports, then the limit.
-            import numpy  # noqa: F401
-
-            from models import checkpoint  # noqa: F401
-
-            from . import execute  # noqa: F401
-
-            if self.settings.device.startswith("cuda"):
-                total = torch.cuda.get_device_properties(self.settings.device).total_memory
-                share = min(1.0, self.settings.memory_limit_bytes / total)
-                torch.cuda.set_per_process_memory_fraction(share, self.settings.device)
-            else:
-                limit_memory(self.settings.memory_limit_bytes)
+            self.limit_memory(self.settings.memory_limit_bytes)
         for group in self.job["groups"]:
             if not self.run_group([Cell(**cell) for cell in group]):
                 return EXIT_CELL_FAILED
         return 0
+
+    def limit_memory(self, limit_bytes: int) -> None:
+        """Libraries count as memory: first all that a measurement imports, then the limit."""
+        import numpy  # noqa: F401
+        import torch
+
+        import models
+        from models import checkpoint  # noqa: F401
+
+        from . import execute  # noqa: F401
+
+        for group in self.job["groups"]:
+            for cell in group:
+                models.parse(cell["architecture"])
+        if self.settings.device.startswith("cuda"):
+            total = torch.cuda.get_device_properties(self.settings.device).total_memory
+            share = min(1.0, limit_bytes / total)
+            torch.cuda.set_per_process_memory_fraction(share, self.settings.device)
+        else:
+            limit_memory(limit_bytes)
 
     def run_group(self, group: list[Cell]) -> bool:
         """Measure interleaved cells; False after a failure, whose row is then written."""
@@ -149,6 +164,7 @@ class Worker:
             base=self.base,
             on_phase=lambda phase: self.enter(phase, cell),
             load_s=self.load_s.pop(cell.architecture, None) if repeat in (None, 0) else None,
+            context_length=self.pretrained and self.pretrained.context_length,
         ).measure()  # fmt: skip
 
     def enter(self, phase: str, cell: Cell) -> None:
@@ -161,7 +177,7 @@ class Worker:
             from .loading import load_model
 
             start = time.perf_counter()
-            self.models[spec] = load_model(spec, self.settings, self.shared)
+            self.models[spec] = load_model(spec, self.settings, self.shared, self.pretrained)
             self.load_s[spec] = time.perf_counter() - start
         return self.models[spec]
 

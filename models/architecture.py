@@ -29,6 +29,26 @@ from .rope import RopeScaling
 LogitsOf = Literal["last", "all"]
 
 
+#: Upper ends of sizes, far above any network: a typing error must not ask for the machine's memory.
+_SIZES = {
+    "num_layers": 10_000,
+    "num_heads": 10**5,
+    "num_kv_heads": 10**5,
+    "vocab": 10**8,
+    "window": 2**31,
+} | {
+    name: 10**7
+    for name in (
+        "dim",
+        "ffn_dim",
+        "ffn_dim_swa",
+        "ffn_dim_retention",
+        "retention_head_dim",
+        "attention_head_dim",
+    )
+}
+
+
 @dataclass(frozen=True)
 class Shape:
     """Sizes and layer options of a network; equal for every member of a compared family.
@@ -72,9 +92,10 @@ class Shape:
     sliding_layers: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("vocab", "dim", "num_layers", "num_heads", "num_kv_heads", "ffn_dim", "window"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"shape '{self.name}' needs a positive {name}, not {getattr(self, name)}.")
+        for name, most in _SIZES.items():
+            size = getattr(self, name)
+            if size is not None and not 0 < size <= most:
+                raise ValueError(f"shape '{self.name}' needs {name} between 1 and {most}, not {size}.")
         undivided = self.attention_head_dim is None and self.dim % self.num_heads
         if undivided or self.num_heads % self.num_kv_heads:
             raise ValueError(
@@ -85,8 +106,12 @@ class Shape:
             raise ValueError(f"shape '{self.name}' needs even head dimensions of at least 2.")
         if self.retention_head_dim and self.dim % self.retention_head_dim:
             raise ValueError(f"shape '{self.name}' needs dim divisible by retention_head_dim.")
-        if self.conv < 0 or not 0 <= self.rope_fraction <= 1:
-            raise ValueError(f"shape '{self.name}' needs conv >= 0 and rope_fraction between 0 and 1.")
+        if not 0 <= self.conv <= 1024 or not 0 <= self.rope_fraction <= 1:
+            raise ValueError(f"shape '{self.name}' needs conv from 0 to 1024 and rope_fraction from 0 to 1.")
+        if not 1 < self.rope_base <= 1e15 or not 0 < self.norm_eps < 1:
+            raise ValueError(f"shape '{self.name}' needs rope_base from 1 to 1e15 and norm_eps from 0 to 1.")
+        if not all(0 <= layer < self.num_layers for layer in self.sliding_layers):
+            raise ValueError(f"shape '{self.name}' has sliding_layers that are not among its layers.")
 
         if self.sliding_layers and (self.sliding_window or 0) < 1:
             raise ValueError(f"shape '{self.name}' has sliding_layers and needs a positive sliding_window.")

@@ -8,6 +8,7 @@ differ in tokens (scores cost memory, too), never in memory.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from typing import Any
 
 import torch
@@ -41,7 +42,7 @@ def resolve(module: Any, options: Any, shape: Shape, dtype: torch.dtype) -> Any:
         held = size(middle)
         low, high = (middle, high) if held is None or held <= limit else (low, middle - 1)
     if low == 0 or size(low) is None:
-        smallest = next(b for b in range(max(low, 1), limit + 2) if size(b) is not None)
+        smallest = next(b for b in itertools.count(max(low, 1)) if size(b) is not None)
         needed = size(smallest)
         raise ValueError(f"budget_bytes={limit} is too small: a budget of {smallest} takes {needed} bytes.")
     return with_budget(low)

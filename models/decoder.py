@@ -50,7 +50,8 @@ class SelfAttention(nn.Module):
         qkv = self.qkv(x_BTE)
         if self.conv is not None:
             qkv = self.conv.parallel(qkv) if conv is None else self.conv(conv.shift_in(qkv, valid))
-        q, k, v = (part.unflatten(-1, (-1, self.heads.head_dim)) for part in qkv.split(self.sizes, -1))
+        H, G, D = self.heads.num_heads, self.heads.num_kv_heads, self.heads.head_dim
+        q, k, v = qkv.unflatten(-1, (-1, D)).split((H, G, G), 2)
         if self.q_scale is not None:
             q, k = unit_heads(q, self.q_scale), unit_heads(k, self.k_scale)
         if self.q_norm is not None:

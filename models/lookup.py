@@ -86,6 +86,8 @@ def module(name: str) -> ModuleType:
             found = _load(name, file)
     except SyntaxError as error:
         raise SpecError(f"{what} has a syntax error in line {error.lineno or 1}: {error.msg}.") from None
+    except MemoryError:  # the machine's affair, not the file's
+        raise
     except (Exception, SystemExit) as error:
         said = (str(error).strip().splitlines() or [""])[0]
         lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(file)]

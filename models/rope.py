@@ -40,8 +40,18 @@ class RopeScaling:
     def __post_init__(self) -> None:
         if self.kind not in ("linear", "llama3", "yarn"):
             raise ValueError(f"rope scaling must be linear, llama3 or yarn, not '{self.kind}'.")
-        if not (0 < self.factor < math.inf and 0 < self.amplitude < math.inf):
-            raise ValueError("rope scaling needs a positive, finite factor and amplitude.")
+        for name in (
+            "factor",
+            "amplitude",
+            "low_frequency_factor",
+            "high_frequency_factor",
+            "beta_fast",
+            "beta_slow",
+        ):
+            if not 1e-6 <= getattr(self, name) <= 1e6:
+                raise ValueError(f"rope scaling needs {name} between 1e-6 and 1e6.")
+        if type(self.original_positions) is not int or not 0 <= self.original_positions < 2**31:
+            raise ValueError("rope scaling needs original_positions as a whole number below 2**31.")
         if self.kind != "linear" and self.original_positions < 1:
             raise ValueError(f"rope scaling {self.kind} needs original_positions >= 1.")
         if self.kind == "llama3" and not 0 < self.low_frequency_factor < self.high_frequency_factor:
@@ -100,9 +110,11 @@ class Rope(nn.Module):
         self._frequency = frequency_P
         self._cos: Tensor | None = None
         self._sin: Tensor | None = None
+        self._last: tuple[Tensor, Tensor, Tensor] | None = None
 
     def ensure(self, num_positions: int, dtype: torch.dtype, device: torch.device | str) -> None:
-        """Make the table cover positions 0..num_positions-1 in this dtype on this device."""
+        """Make the table cover positions 0..num_positions-1 in this dtype on this device: begins a call."""
+        self._last = None
         table = self._cos
         fits = table is not None and table.dtype == dtype and table.device == torch.device(device)
         if fits and len(table) >= num_positions:
@@ -112,22 +124,38 @@ class Rope(nn.Module):
 
     def forward(self, x_BTHD: Tensor, positions_BT: Tensor) -> Tensor:
         """Rotate x at the given true positions (negative ones, i.e. padding, as position 0)."""
-        assert self._cos is not None and self._sin is not None, "ensure() comes first"
-        index = positions_BT.clamp(min=0)
-        return self._turn(x_BTHD, self._cos[index][:, :, None], self._sin[index][:, :, None])
+        return self._turn(x_BTHD, *self._looked_up(positions_BT))
 
     def at(self, x_BTHD: Tensor, positions_BT: Tensor) -> Tensor:
         """Rotate x at fractional positions (compressed gaps); angles are computed, not looked up."""
-        cos, sin = (table.to(x_BTHD.dtype)[:, :, None] for table in self._angles(positions_BT.double()))
-        return self._turn(x_BTHD, cos, sin)
+        cos, sin = (table.to(x_BTHD.dtype) for table in self._angles(positions_BT.double()))
+        return self._turn(x_BTHD, *self._factors(cos, sin))
+
+    def _looked_up(self, positions_BT: Tensor) -> tuple[Tensor, Tensor]:
+        """Factors of these positions. All layers of a call ask with the same tensor: the last answer is kept.
+
+        So a tensor of positions must not be changed in place within a call.
+        """
+        if self._last is None or self._last[0] is not positions_BT:
+            assert self._cos is not None and self._sin is not None, "ensure() comes first"
+            index = positions_BT.clamp(min=0)
+            self._last = (positions_BT, *self._factors(self._cos[index], self._sin[index]))
+        return self._last[1:]
 
     def _angles(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         angles = positions[..., None] * self._frequency.to(positions.device)
         return angles.cos() * self.amplitude, angles.sin() * self.amplitude
 
+    def _factors(self, cos_BTP: Tensor, sin_BTP: Tensor) -> tuple[Tensor, Tensor]:
+        """What each channel and its partner are multiplied by, (B,T,1,D): (cos, -sin) and (cos, sin)."""
+        if self.interleaved:
+            cos, sin = torch.stack([cos_BTP, cos_BTP], -1), torch.stack([-sin_BTP, sin_BTP], -1)
+            return cos.flatten(-2)[:, :, None], sin.flatten(-2)[:, :, None]
+        return torch.cat([cos_BTP, cos_BTP], -1)[:, :, None], torch.cat([-sin_BTP, sin_BTP], -1)[:, :, None]
+
     def _turn(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         if self.interleaved:
-            first, second = x[..., 0::2], x[..., 1::2]
-            return torch.stack([first * cos - second * sin, first * sin + second * cos], -1).flatten(-2)
-        first, second = x[..., : self.pairs], x[..., self.pairs :]
-        return torch.cat([first * cos - second * sin, first * sin + second * cos], -1)
+            partner = x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
+        else:
+            partner = x.roll(self.pairs, -1)
+        return torch.addcmul(x * cos, partner, sin)

@@ -62,7 +62,7 @@ def load_shape(name: str) -> Shape:
         raise SpecError(f"Unknown shape '{name}'; known: {', '.join(SHAPES)}, or a TOML file.")
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # also of tomllib, and of a name with a NUL
         raise SpecError(f"Shape file '{name}' cannot be read ({str(error).splitlines()[0]}).") from None
     return shape_from({"name": path.stem} | values)
 

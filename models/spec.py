@@ -13,9 +13,21 @@ import typing
 from pathlib import Path
 from typing import Any
 
+#: Numbers in specs are below this: no size that a machine has, and no product of sizes that overflows.
+MOST = 10**12
+
 
 class SpecError(ValueError):
     """A spec string that names nothing we have; the message is one sentence for the user."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(one_line(message))
+
+
+def one_line(text: str, most: int = 800) -> str:
+    """Messages quote input, which may hold anything: what cannot be printed is escaped, length is bounded."""
+    text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    return text if len(text) <= most else f"{text[: most // 2]} … {text[-most // 2 :]}"
 
 
 def split_spec(spec: str) -> tuple[str, str]:
@@ -58,6 +70,8 @@ def parse_options(options_class: type, text: str, what: str) -> Any:
         values[key] = _convert(value, hints[key], f"option '{key}' of {what}")
     if {"budget", "budget_bytes"} <= values.keys():
         raise SpecError(f"Give budget or budget_bytes of {what}, not both.")
+    if (limit := values.get("budget_bytes")) is not None and limit < 1:
+        raise SpecError(f"Option 'budget_bytes' of {what} must be at least 1, not {limit}.")
     try:
         return options_class(**values)
     except SpecError:
@@ -84,9 +98,12 @@ def _convert(text: str, kind: Any, what: str) -> Any:
             raise SpecError(f"{what.capitalize()} must be true or false, not '{text}'.")
         return text.lower() == "true"
     try:
-        return kind(text)
+        value = kind(text)
     except ValueError:
         raise SpecError(f"{what.capitalize()} must be of type {kind.__name__}, not '{text}'.") from None
+    if kind is int and abs(value) >= MOST:
+        raise SpecError(f"{what.capitalize()} must be below {MOST:.0e}, not '{text}'.")
+    return value
 
 
 def canonical(name: str, options: Any) -> str:

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 from harness_help import Done, one_sentence, tree
+from pretrained_help import write_checkpoint
 from recorded_run import SMALL, write_run
+from tokenizer_help import write_byte_bpe
 from typer.testing import CliRunner
 
 import models
@@ -182,6 +184,71 @@ def test_missing_weights_say_how_to_get_them(desk, monkeypatch):
     monkeypatch.setattr("models.checkpoint.default_folders", lambda: [Path.cwd() / "results" / "weights"])
     sentence = refused(desk, "run", "--arch", "tova", *DECODE)
     assert "tova" in sentence and "kvmark train" in sentence
+
+
+# --- a checkpoint of others -----------------------------------------------------------------------
+
+
+def checkpoint_of_others(folder: Path, family: str = "llama", **changes) -> Path:
+    write_checkpoint(folder, family, vocab_size=320, **changes)
+    write_byte_bpe(folder)
+    return folder
+
+
+def changed(folder: Path, **changes) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize("command", ["run", "plan"])
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda it: (it / "config.json").unlink(), ["config.json"]),
+        (lambda it: (it / "config.json").write_text("{"), ["config.json", "JSON"]),
+        (lambda it: changed(it, model_type="mamba"), ["mamba"]),
+        (lambda it: changed(it, rope_scaling={"rope_type": "longrope", "factor": 2.0}), ["longrope"]),
+        (lambda it: (it / "model.safetensors").unlink(), ["model.safetensors"]),
+        (lambda it: (it / "model.safetensors").write_bytes(b"x" * 100), ["model.safetensors"]),
+        (lambda it: (it / "model.safetensors").rename(it / "pytorch_model.bin"), ["pickle"]),
+        (lambda it: (it / "tokenizer.json").unlink(), ["tokenizer.json", "--tokenizer"]),
+        (lambda it: (it / "tokenizer.json").write_text("{}"), ["tokenizer.json", "not a readable"]),
+        (lambda it: (it / "tokenizer.json").rename(it / "tokenizer.model"), ["SentencePiece"]),
+        (lambda it: write_byte_bpe(it, 330), ["330", "320"]),
+    ],
+)
+def test_a_checkpoint_that_cannot_be_used_is_one_sentence(desk, command, damage, words):
+    damage(checkpoint_of_others(desk / "tiny"))
+    sentence = refused(desk, command, *TRANSFORMER, *DECODE, "--model", "tiny")
+    assert all(word in sentence for word in words), sentence
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--model", "gone"], ["gone", "org/name"]),
+        (["--model", "good"], ["config.json"]),  # a folder, but a run's
+        (["--model", "file.txt"], ["file.txt"]),
+        (["--model", "tiny", *TINY], ["model", "shape", "exclude"]),
+        (["--model", "tiny", "--tokenizer", "gone.json"], ["gone.json"]),
+        (["--model", "tiny", "--tokenizer", "file.txt"], ["file.txt", "tokenizer.json"]),
+        (["--tokenizer", "tiny/tokenizer.json"], ["tokenizer", "model"]),
+        (["--allow-pickle"], ["allow_pickle", "model"]),
+        (["--model", "tiny", "--arch", "yoco"], ["yoco", "weights of its own", "Transformer"]),
+        (["--model", "tiny", "--arch", "lococo:budget=8"], ["lococo-8--tiny", "kvmark train"]),
+        (["--model", "tiny", "--arch", "tova:budget_bytes=9"], ["tova", "budget_bytes=9", "too small"]),
+    ],
+)
+def test_a_wrong_use_of_a_model_is_one_sentence(desk, arguments, words):
+    checkpoint_of_others(desk / "tiny")
+    (desk / "file.txt").write_text("no checkpoint")
+    sentence = refused(desk, "run", *TRANSFORMER, *DECODE, *arguments)
+    assert all(word in sentence for word in words), sentence
+
+
+def test_a_budget_in_bytes_that_nothing_fits_into_is_found_before_anything_runs(desk):
+    sentence = refused(desk, "run", "--arch", "tova:budget_bytes=9", *DECODE, *TINY)
+    assert "budget_bytes=9" in sentence and "too small" in sentence
 
 
 # --- text ---------------------------------------------------------------------------------------

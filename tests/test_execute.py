@@ -11,6 +11,8 @@ import models
 from harness import execute as loop
 from harness.execute import execute
 from models.architecture import Architecture
+from models.conformance.options import with_budget
+from models.spec import canonical
 from suites.suite import Case
 from suites.tokenizer import ByteTokenizer
 
@@ -24,9 +26,9 @@ def specs(budget: int) -> list[str]:
     """Every architecture of the folder, with this budget if it has one, and YOCO's other mixer."""
     found = ["yoco:mixer=retention"]
     for name in models.names():
-        module, _ = models.parse(name)
-        has_budget = any(field.name == "budget" for field in dataclasses.fields(module.Options))
-        found.append(f"{name}:budget={budget}" if has_budget else name)
+        _, options = models.parse(name)
+        has_budget = any(field.name == "budget" for field in dataclasses.fields(options))
+        found.append(canonical(name, with_budget(options, budget) if has_budget else options))
     return found
 
 
@@ -171,7 +173,7 @@ def test_the_end_token_ends_generation(model):
     tokens = execute(net, cases, TOKENIZER, "cpu")[0][0].tokens
 
     class Early(ByteTokenizer):
-        eos = tokens[3]
+        eos = (-1, tokens[3])
 
     ended = execute(net, cases, Early(), "cpu")[0][0].tokens
     assert ended == tokens[: tokens.index(tokens[3]) + 1]

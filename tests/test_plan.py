@@ -9,11 +9,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from pretrained_help import write_checkpoint
+from tokenizer_help import write_byte_bpe
 
 from harness import runner
 from harness.environment import ROOT, source_hash
 from harness.plan import DEMO, Cell, Plan, Settings, jobs, plan_from_toml
 from harness.runner import prepare
+from models import lookup
 from models.spec import SpecError
 from suites.documents import Document
 from suites.text import Text
@@ -118,7 +121,7 @@ def test_the_source_hash_follows_every_source_file(tmp_path):
 
 def test_changed_text_is_other_cells(tmp_path, monkeypatch):
     """By content: where the file lies does not matter."""
-    monkeypatch.setattr(runner, "weights_of", lambda spec, _: runner.Weights("w@1", {}, {}))
+    monkeypatch.setattr(runner, "weights_of", lambda spec, *_: runner.Weights("w@1", {}, {}))
 
     def with_text(content: str) -> list[str]:
         text = Text("file", "file:book.txt", [Document("book", "book", content)])
@@ -141,10 +144,40 @@ def test_a_changed_shape_file_is_other_cells():
 
 def test_changed_weights_are_other_cells(monkeypatch):
     def with_label(label: str) -> list[str]:
-        monkeypatch.setattr(runner, "weights_of", lambda spec, _: runner.Weights(label, {}, {}))
+        monkeypatch.setattr(runner, "weights_of", lambda spec, *_: runner.Weights(label, {}, {}))
         return keys(shape=None)
 
     assert with_label("transformer@1") == with_label("transformer@1") != with_label("transformer@2")
+
+
+def test_a_model_counts_by_its_content_and_its_tokenizers(tmp_path):
+    """Neither by where it lies nor by what was typed."""
+
+    def with_model(folder: str, tokens: int = 300, theta: float = 1e4, **changes) -> list[str]:
+        write_checkpoint(tmp_path / folder / "tiny", "llama", vocab_size=320, rope_theta=theta)
+        write_byte_bpe(tmp_path / folder / "tiny", tokens)
+        return keys(shape=None, model=str(tmp_path / folder / "tiny"), **changes)
+
+    first = with_model("a")
+    assert first == with_model("b")
+    assert first == with_model("b", tokenizer=str(tmp_path / "a" / "tiny" / "tokenizer.json"))
+    assert not set(first) & set(with_model("c", theta=5e4))
+    assert not set(first) & set(with_model("d", tokens=310))
+    assert not set(first) & set(with_model("e", dtype="bf16"))
+
+
+def test_a_changed_file_of_the_user_is_other_cells(tmp_path, monkeypatch):
+    """Our sources' hash does not know it."""
+    file = tmp_path / "mine.py"
+    monkeypatch.setenv(lookup.VARIABLE, str(file))
+
+    def with_content(content: str) -> list[str]:
+        file.write_text(f"from ..architectures.window import Model, Options\n{content}\n")
+        return keys(["transformer", "mine:budget=16"])
+
+    old, new = with_content("# one"), with_content("# two")
+    assert with_content("# one") == old
+    assert set(old) & set(new) == set(keys(["transformer"]))
 
 
 def job_list(cells: list[tuple], interleaved: dict[str, bool]):
@@ -216,6 +249,12 @@ def test_toml_holds_everything_that_flags_hold(tmp_path):
         'architectures = ["tova:budget=8"]\nsuites = ["decode"]\nshape = "tiny"\ntimeout_s = 7\n'
         'repeats = 2\nseed = 3\ntext = "book.txt"\n'
     )
+    other = tmp_path / "other.toml"
+    other.write_text(
+        'architectures = ["tova"]\nsuites = ["decode"]\nmodel = "m"\nallow_pickle = true\n'
+        'tokenizer = "t.json"\n'
+    )
+    assert plan_from_toml(other).settings == Settings(model="m", allow_pickle=True, tokenizer="t.json")
     expected = Plan(
         "mine", ("tova:budget=8",), ("decode",), Settings("tiny", repeats=2, seed=3, timeout_s=7), "book.txt"
     )
@@ -243,7 +282,8 @@ def test_the_demo_names_all_architectures_and_three_suites():
         {"timeout_s": -1.0}, {"timeout_s": float("nan")}, {"timeout_s": float("inf")},
         {"prefill_chunk": 0}, {"memory_limit_bytes": 0}, {"dtype": "fp16"}, {"device": "tpu"},
         {"device": "cuda:x"}, {"device": "cpu:0"}, {"threads": 1.5}, {"repeats": "3"}, {"repeats": True},
-        {"seed": None}, {"shape": 5}, {"interleave": 1},
+        {"seed": None}, {"shape": 5}, {"interleave": 1}, {"model": 5}, {"model": "m", "shape": "tiny"},
+        {"tokenizer": "t.json"}, {"allow_pickle": True}, {"allow_pickle": None},
     ],
 )  # fmt: skip
 def test_settings_out_of_range_or_of_another_type_are_refused(wrong):

@@ -141,14 +141,25 @@ def test_named_shapes_build(name):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"dim": 0}, "positive dim, not 0"),
-        ({"num_layers": -2}, "positive num_layers"),
-        ({"vocab": 0}, "positive vocab"),
-        ({"window": 0}, "positive window"),
+        ({"dim": 0}, "dim between 1 and 10000000, not 0"),
+        ({"num_layers": -2}, "num_layers between 1 and 10000, not -2"),
+        ({"vocab": 0}, "vocab between 1"),
+        ({"vocab": 10**30}, "vocab between 1"),
+        ({"window": 0}, "window between 1"),
+        ({"ffn_dim_swa": -1}, "ffn_dim_swa between 1"),
+        ({"retention_head_dim": -2}, "retention_head_dim between 1"),
+        ({"rope_base": float("nan")}, "rope_base from 1"),
+        ({"rope_base": 1.0}, "rope_base from 1"),
+        ({"norm_eps": -1.0}, "norm_eps from 0"),
+        ({"sliding_window": 4, "sliding_layers": [7]}, "sliding_layers that are not among its layers"),
+        ({"rope_scaling": {"kind": "linear", "factor": 1e30}}, "factor between 1e-6 and 1e6"),
+        ({"rope_scaling": {"kind": "yarn", "factor": 2, "original_positions": True}}, "original_positions"),
+        ({"rope_scaling": {"kind": "yarn", "factor": 2}}, "yarn needs original_positions >= 1"),
+        ({"rope_scaling": {"kind": "ntk", "factor": 2}}, "linear, llama3 or yarn, not 'ntk'"),
         ({"num_heads": 3}, "divisible"),
         ({"num_heads": 4, "num_kv_heads": 3}, "divisible"),
-        ({"conv": -1}, "conv >= 0"),
-        ({"rope_fraction": 1.5}, "rope_fraction between 0 and 1"),
+        ({"conv": -1}, "conv from 0 to 1024"),
+        ({"rope_fraction": 1.5}, "rope_fraction from 0 to 1"),
         ({"depth": 3}, "Unknown key 'depth' in shape 'mine'; valid keys: .*num_layers"),
         ({"ffn_dim": None}, "Key 'ffn_dim' .* must be of type int, not None"),
         ({"qk_norm": 1}, "Key 'qk_norm' .* must be of type bool"),
@@ -197,7 +208,7 @@ def test_a_budget_in_bytes_is_the_largest_that_fits(name, dtype):
         budget = model.options.budget
         assert model.options.budget_bytes is None
 
-        def held(b, options=model.options, kind=type(model)):
+        def held(b, options=model.options, kind=type(model), dtype=dtype):
             grown = kind(shape, dataclasses.replace(options, budget=b))
             return grown.cache_bytes(10**6, 1, dtype, prompt=10**6).total
 

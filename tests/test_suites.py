@@ -7,12 +7,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from tokenizer_help import write_byte_bpe, write_llama2c, write_sentencepiece
 
 import suites
 from models.spec import SpecError
 from suites import Answer, Context
 from suites.text import Document, Text, TextError, resolve
 from suites.tokenizer import ByteTokenizer
+from suites.tokenizers import open_tokenizer
 from suites.words import EVALUATION_WORDS
 
 TOKENIZER = ByteTokenizer()
@@ -22,9 +24,26 @@ NEEDS_PG19 = pytest.mark.skipif(
 )
 
 
-def context(*texts: str, seed: int = 0) -> Context:
+def context(*texts: str, seed: int = 0, tokenizer=TOKENIZER) -> Context:
     documents = [Document(str(number), str(number), text) for number, text in enumerate(texts)]
-    return Context(TOKENIZER, Text("file", "file:story.txt", documents), seed)
+    return Context(tokenizer, Text("file", "file:story.txt", documents), seed)
+
+
+#: Of checkpoints: with BOS and without, spaces in front, numbers that merge with the space before them.
+OTHERS = {
+    "bytes-bpe": lambda folder: open_tokenizer(write_byte_bpe(folder, 400), 1000, 0, (1,)),
+    "no bos": lambda folder: open_tokenizer(write_byte_bpe(folder, 400, bos_token=None), 1000, 0, (1,)),
+    "sentencepiece": lambda folder: open_tokenizer(write_sentencepiece(folder), 1000, 1, (2,)),
+    "llama2c": lambda folder: open_tokenizer(write_llama2c(folder / "tok.bin"), 1000, 1, (2,)),
+    "digits join": lambda folder: open_tokenizer(write_llama2c(folder / "tok.bin", JOINING), 1000, 1, (2,)),
+}
+#: The last digit is one token with the full stop behind it.
+JOINING = [" ", ".", *"0123456789", *(f"{digit}." for digit in range(10))]
+
+
+@pytest.fixture(params=OTHERS)
+def other(request, tmp_path):
+    return OTHERS[request.param](tmp_path)
 
 
 def all_cases(spec: str, where: Context) -> list:
@@ -145,6 +164,42 @@ def test_needle_prompt_has_its_length_and_the_needle_at_its_depth(length, depth)
         assert target["word"] in EVALUATION_WORDS and target["number"][0] != "0"
 
 
+@pytest.mark.parametrize("depth", [0.0, 0.4, 1.0])
+def test_needle_is_exact_in_any_tokens(other, depth):
+    """The prompt is the text, encoded whole; it ends where the answer begins, and is as long as asked for."""
+    cases = all_cases(
+        f"needle:lengths=300,depths={depth},trials=4", context(PROSE, PROSE[7:], tokenizer=other)
+    )
+    assert max(len(case.prompt) for case in cases) >= 299
+    for case in cases:
+        axes, number = case.axes, case.target["number"]
+        start, ids = (() if other.bos is None else (other.bos,)), list(case.prompt)
+        assert tuple(ids[: len(start)]) == start
+        text = other.decode(ids)
+        question = f"? The secret number of {case.target['word']} is"
+        assert text.rstrip(" ").endswith(question)
+        # What the model is to say next completes the text as the tokenizer itself would write it.
+        whole = text.rstrip(" ") + " " + number
+        assert other.encode(whole)[: len(ids) - len(start)] == ids[len(start) :]
+        assert 297 <= axes["prompt_tokens"] == len(ids) <= 300
+        needle = f" The secret number of {case.target['word']} is {number}. "
+        assert text.count(needle) == 1
+        digits = other.decode(ids[axes["digits_start"] : axes["digits_end"]])
+        assert number in digits and len(digits) <= len(number) + 2
+        for left, right in ((1, 0), (0, -1)):  # not a token less
+            cut = other.decode(ids[axes["digits_start"] + left : axes["digits_end"] + right])
+            assert number not in cut
+        assert other.decode(ids[: axes["depth_tokens"]]) in text[: text.index(needle) + 1]
+        prose = len(ids) - len(start) - len(other.encode(needle + needle))
+        assert abs(axes["depth_tokens"] - len(start) - depth * prose) <= 45
+
+
+def test_decode_draws_from_all_that_stands_for_text(other):
+    cases = all_cases("decode:contexts=3000", Context(other, None))
+    ids = set(cases[0].prompt)
+    assert ids <= set(other.plain_ids) and len(ids) > 0.9 * len(other.plain_ids)
+
+
 def test_needle_trials_differ_and_do_not_depend_on_their_number():
     few = all_cases("needle:lengths=256,depths=0.5,trials=3", context(PROSE))
     many = all_cases("needle:lengths=256,depths=0.5,trials=30", context(PROSE))
@@ -216,6 +271,40 @@ def test_pg19_metrics_are_those_of_the_definitions():
     assert suite.score(case, Answer(case.forced, (-1e4,) * 16))["word_ppl"] == math.inf
     with pytest.raises(ValueError, match="15 of 16 tokens"):
         suite.score(case, Answer(case.forced, (-1.0,) * 15))
+
+
+def test_pg19_counts_the_bytes_of_the_tokens_it_scores(other):
+    """Without BOS the first token is given, and its bytes are nobody's score."""
+    text = "🙂 one two three. Sentence 12 — of a story.\n" * 3
+    suite = suites.load("pg19:books=1", context(text, tokenizer=other))
+    ((cell,), (case,)) = suite.cells(), suite.cases({"context": 0})
+    given = list(case.prompt) if other.bos is None else []
+    assert cell == {"context": len(other.encode(text))}
+    assert [*given, *case.forced] == other.encode(text)
+    rest = text.encode()[len(other.decode(given).encode()) :]
+    score = suite.score(case, Answer(case.forced, (-1.0,) * len(case.forced)))
+    assert score["num_bytes"] == len(rest) == (len(text.encode()) if other.bos is not None else len(rest))
+    assert other.bos is not None or len(rest) == len(text.encode()) - 4, "an emoji is four tokens of a byte"
+    assert score["num_words"] == len(rest.decode().split())
+    assert score["bits_per_byte"] == pytest.approx(len(case.forced) / math.log(2) / len(rest))
+
+
+def test_pg19_refuses_a_tokenizer_that_loses_text():
+    class Lossy(ByteTokenizer):
+        name = "lossy"
+
+        def encode(self, text):
+            return [id for id in super().encode(text) if id != ord("x")]
+
+    where = context("all of it", "a fox", tokenizer=Lossy())
+    with pytest.raises(TextError, match="lossy does not give document 1 back"):
+        all_cases("pg19", where)
+
+    class NoBos(ByteTokenizer):
+        bos = None
+
+    with pytest.raises(TextError, match="nothing is left to score"):
+        all_cases("pg19", context("a", tokenizer=NoBos()))
 
 
 def test_pg19_says_when_it_did_not_read_pg19():

@@ -36,7 +36,7 @@ def test_tokenizer_round_trip_drops_specials_and_refuses_unknown_ids():
     tokenizer = ByteTokenizer()
     ids = tokenizer.encode("naïve €5")
     assert max(ids) < 256 and len(ids) == len("naïve €5".encode())
-    assert tokenizer.decode([tokenizer.bos, *ids, tokenizer.eos, tokenizer.pad]) == "naïve €5"
+    assert tokenizer.decode([tokenizer.bos, *ids, *tokenizer.eos, tokenizer.pad]) == "naïve €5"
     assert tokenizer.decode(ids[:3]) == "na�"
     with pytest.raises(ValueError, match="outside the vocabulary"):
         tokenizer.decode([260])

@@ -230,7 +230,7 @@ def _bytes_per_request(group: Group, suite: str) -> dict[tuple[str, float], floa
 
 def _numbers(group: Group) -> Section:
     """Every metric of every suite, folded; those that no registry knows stand apart."""
-    rows = group.ok[~group.ok["metric"].isin(["failure", *LANGUAGE_COUNTS])]
+    rows = group.ok[~group.ok["metric"].isin(["failure", *LANGUAGE_COUNTS]) & group.ok["bin"].isna()]
     known = rows[rows["metric"].isin(METRICS)]
     folded = [
         (f"Every number of {suite}", _wide(part, group)) for suite, part in known.groupby("suite", sort=False)

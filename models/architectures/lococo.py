@@ -81,8 +81,8 @@ class Options:
         if not 0 <= self.local <= self.budget - self.folded:
             most = self.budget - self.folded
             raise ValueError(f"lococo needs local between 0 and its {most} verbatim slots, not {self.local}.")
-        if self.depth < 1 or self.lora < 0:
-            raise ValueError("lococo needs depth >= 1 and lora >= 0.")
+        if not 1 <= self.depth <= 64 or not 0 <= self.lora <= 4096:
+            raise ValueError("lococo needs depth from 1 to 64 and lora from 0 to 4096.")
         if not 0 < self.rope_factor < math.inf:
             raise ValueError(f"lococo needs a positive, finite rope_factor, not {self.rope_factor}.")
         if self.lora and self.trainable == "compressor":

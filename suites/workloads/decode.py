@@ -3,10 +3,10 @@
     cell   context × batch, ascending in the number of tokens
     case   `context` random prompt tokens, then new_tokens + 1 random tokens fed one at a time
 
-The content is random and the continuation forced, so that every architecture sees the same ids
-and nobody stops early. The logits after the prompt score the first forced token, which makes
-new_tokens steps of `decode`, the last of them at context + new_tokens. There is nothing to score:
-time and bytes are the harness's business, and random weights serve as well as trained ones.
+The content is random (plain ids, no specials) and the continuation forced, so that every architecture
+sees the same ids and nobody stops early. The logits after the prompt score the first forced token,
+which makes new_tokens steps of `decode`, the last of them at context + new_tokens. There is nothing to
+score: time and bytes are the harness's business, and random weights serve as well as trained ones.
 """
 
 from __future__ import annotations
@@ -17,8 +17,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..suite import Answer, Axes, Case, Suite, seed_of
-
-NUM_IDS = 256  # plain ids below the specials of every tokenizer in use
 
 
 @dataclass(frozen=True)
@@ -44,13 +42,13 @@ class Workload(Suite):
         return [{"context": context, "batch": batch} for context, batch in grid]
 
     def cases(self, cell: Axes) -> Iterator[Case]:
-        context = int(cell["context"])
+        context, plain = int(cell["context"]), self.context.tokenizer.plain_ids
         for row in range(int(cell["batch"])):
             id = f"decode/seed={self.context.seed}/context={context}/row={row}"
-            ids = np.random.default_rng(seed_of(id)).integers(
-                NUM_IDS, size=context + self.options.new_tokens + 1
+            drawn = np.random.default_rng(seed_of(id)).integers(
+                len(plain), size=context + self.options.new_tokens + 1
             )
-            tokens = tuple(ids.tolist())
+            tokens = tuple(plain[index] for index in drawn.tolist())
             yield Case(
                 id=id,
                 prompt=tokens[:context],

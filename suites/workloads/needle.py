@@ -6,8 +6,8 @@
     cell   length × depth, ascending; `length` is the most tokens that the whole prompt may have
     case   one trial: its own word, number, book and offset, all drawn from the SHA-256 of its id
 
-The models were trained on this very template (with other words, numbers and books), so the suite
-asks whether the *cache* kept what was said, not whether a model understands a new question.
+Our own networks were trained on this very template (with other words, numbers and books), so for them
+the suite asks whether the *cache* kept what was said, not whether a model understands a new question.
 Depth is counted in tokens of the prose: 0 is right after BOS, 1 right before the question. The
 prose runs on into the next document where one is too short; it is cut between characters.
 """
@@ -16,13 +16,14 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from ..documents import TextError
 from ..suite import Answer, Axes, Case, Suite, seed_of
+from ..tokenizer import start_of
 from ..words import EVALUATION_WORDS, NEEDLE, NUMBER_RANGE, QUESTION
 
 STOP = "."
@@ -69,17 +70,8 @@ class Workload(Suite):
             )
 
     def _case(self, id: str, cell: Axes, length: int, depth: float, word: str, number: str) -> Case:
-        tokenizer = self.context.tokenizer
-        head, tail = NEEDLE.format(word=word, number="\0").split("\0")
-        needle = [tokenizer.encode(part) for part in (head, number, tail)]
-        question = tokenizer.encode(QUESTION.format(word=word))
-        room = length - 1 - sum(map(len, needle)) - len(question)
-        prose = self._fit(self._prose(np.random.default_rng(seed_of(id)), room), room)
-        before_text = self._fit(prose, round(depth * len(tokenizer.encode(prose))))
-        before = [tokenizer.bos, *tokenizer.encode(before_text)]
-        after = tokenizer.encode(prose[len(before_text) :])
-        prompt = (*before, *needle[0], *needle[1], *needle[2], *after, *question)
-        digits_start = len(before) + len(needle[0])
+        prompt, before = self._compose(id, length, depth, word, number)
+        digits = before + NEEDLE.partition("{number}")[0].format(word=word)
         return Case(
             id=id,
             prompt=prompt,
@@ -88,13 +80,59 @@ class Workload(Suite):
             axes={
                 **cell,
                 "prompt_tokens": len(prompt),
-                "depth_tokens": len(before),
-                "digits_start": digits_start,
-                "digits_end": digits_start + len(needle[1]),
+                "depth_tokens": self._tokens_within(prompt, before)[0],
+                "digits_start": self._tokens_within(prompt, digits)[0],
+                "digits_end": self._tokens_within(prompt, digits + number)[1],
             },
             target={"word": word, "number": number},
             seed=seed_of(id),
         )
+
+    def _compose(
+        self, id: str, length: int, depth: float, word: str, number: str
+    ) -> tuple[tuple[int, ...], str]:
+        """The prompt, at most `length` tokens, and its text before the needle. Raises TextError.
+
+        All text is encoded at once, as a user's would be: tokens may merge where parts meet. So how much
+        prose fills the prompt is known only afterwards, and is then corrected.
+        """
+        encode, start = self.context.tokenizer.encode, start_of(self.context.tokenizer)
+        needle, question = NEEDLE.format(word=word, number=number), QUESTION.format(word=word)
+        room = length - len(start) - len(encode(needle)) - len(encode(question))
+        source = self._prose(np.random.default_rng(seed_of(id)), max(room, 1))
+
+        def filled(room: int) -> tuple[tuple[int, ...], str]:
+            if room < 1:
+                raise TextError(f"A prompt of {length} tokens has no room for the needle and its question.")
+            prose = self._fit(source, room)
+            before = self._fit(prose, round(depth * len(encode(prose))))
+            text = before + needle + prose[len(before) :] + question
+            return (*start, *self._up_to_answer(text, number)), before
+
+        found = filled(room)
+        while (excess := len(found[0]) - length) > 0:
+            room -= excess
+            found = filled(room)
+        if len(found[0]) < length:
+            fuller = filled(room + length - len(found[0]))
+            found = max((f for f in (found, fuller) if len(f[0]) <= length), key=lambda f: len(f[0]))
+        return found
+
+    def _up_to_answer(self, text: str, number: str) -> list[int]:
+        """Ids of the text as they stand before its answer.
+
+        A last space belongs to the answer's first token where a tokenizer joins the two: then it is the
+        model's to say.
+        """
+        encode = self.context.tokenizer.encode
+        ids = encode(text)
+        return ids[: _common(ids, encode(text + number))]
+
+    def _tokens_within(self, prompt: tuple[int, ...], text: str) -> tuple[int, int]:
+        """Tokens of the prompt that lie within its beginning `text`; and those that begin there."""
+        start, ids = start_of(self.context.tokenizer), self.context.tokenizer.encode(text)
+        whole = _common((*start, *ids), prompt)
+        return whole, whole + (whole < len(start) + len(ids))
 
     def _prose(self, rng: np.random.Generator, room: int) -> str:
         """Text from a random offset of a random document on, long enough for `room` tokens."""
@@ -118,9 +156,19 @@ class Workload(Suite):
 
     def _fit(self, text: str, most: int) -> str:
         """The longest beginning of the text that has at most `most` tokens."""
-        encode = self.context.tokenizer.encode
-        counts = range(len(text) + 1)
-        return text[: bisect_right(counts, most, key=lambda count: len(encode(text[:count]))) - 1]
+
+        def fits(count: int) -> bool:
+            return len(self.context.tokenizer.encode(text[:count])) <= most
+
+        if fits(len(text)):
+            return text
+        # Encoding costs time in proportion to length: feel the way up instead of halving from the end.
+        low, step = 0, max(1, most)
+        while low + step < len(text) and fits(low + step):
+            low += step
+        high = min(low + step, len(text))
+        counts = range(low, high)
+        return text[: low + bisect_right(counts, False, key=lambda count: not fits(count)) - 1]
 
     def score(self, case: Case, answer: Answer) -> dict[str, float]:
         """`accuracy_strict`: the first integer is the number; `accuracy_substring`: it occurs at all."""
@@ -134,7 +182,14 @@ class Workload(Suite):
     def notes(self) -> dict[str, str]:
         return {
             "template": NEEDLE + "…" + QUESTION,
-            "training": "the template was trained; word, number and book of each trial were not",
+            "training": "our own networks were trained on the template, never on word, number and book of a "
+            "trial; checkpoints of others do not know it",
             "scoring": "greedy through the cache until '.'; strict = the first integer equals the number",
             "text": self.context.text.label if self.context.text else "none",
         }
+
+
+def _common(first: Sequence[int], second: Sequence[int]) -> int:
+    """Length of the beginning that two sequences share."""
+    pairs = zip(first, second, strict=False)
+    return next((n for n, (a, b) in enumerate(pairs) if a != b), min(len(first), len(second)))
