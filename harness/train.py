@@ -121,7 +121,7 @@ def network(spec: str, books: list[tuple[str, bytes]], hashes: dict[str, str], o
 
 def recipe_of(order: Order) -> Any:
     """The family's recipe. Raises ValueError."""
-    from models.training import Recipe
+    from models.recipe import Recipe
 
     total = Recipe.total_tokens if order.tokens is None else order.tokens
     return Recipe(total_tokens=total, seed=order.seed, induction_heads=order.induction_heads)

@@ -101,8 +101,9 @@ def _model(spec: str, frozen: Frozen, init: str) -> Any:
 
 
 def _on_mix(spec, options, name, frozen: Frozen, recipe, books: Books, hashes, order: Order) -> Training:
-    from models.compressor_training import by_blocks, trained_state
+    from models.compressor_training import by_blocks
     from models.training import fit
+    from models.training_run import trained_state
     from suites.training_mix import TrainingMix
 
     steps = mix_recipe(order)
@@ -127,7 +128,7 @@ def _on_mix(spec, options, name, frozen: Frozen, recipe, books: Books, hashes, o
 
 def mix_recipe(order: Order) -> Any:
     """The steps of the shipped compressors. Raises ValueError."""
-    from models.training import Recipe
+    from models.recipe import Recipe
 
     return Recipe(
         total_tokens=LOCOCO_TOKENS if order.tokens is None else order.tokens,
@@ -143,8 +144,8 @@ def mix_recipe(order: Order) -> Any:
 
 def _on_text(spec, options, name, frozen: Frozen, recipe, books: Books, hashes, order: Order) -> Training:
     from models.checkpoint import compressor_name
-    from models.compressor_training import trained_state
     from models.text_training import fit_text
+    from models.training_run import trained_state
     from suites.training_text import TrainingText
 
     length = sequence_tokens(options, frozen.context, order.period)
@@ -189,8 +190,8 @@ def sequence_tokens(options: Any, context: int | None, period: int | None) -> in
 
 def text_recipe(recipe: str, length: int, order: Order) -> tuple[Any, int]:
     """Recipe and sequences per step. Raises ValueError."""
+    from models.recipe import Recipe
     from models.text_training import TextRecipe
-    from models.training import Recipe
 
     family = recipe == "family"
     default = max(1, LOCOCO_TOKENS_PER_STEP // length) if family else OFFICIAL_SEQUENCES

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from .environment import checkout, cpu_model
 
 if TYPE_CHECKING:
     from models.architecture import Architecture
-    from models.training import Recipe
+    from models.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Training:
     spec: str
     model: Architecture
     recipe: Recipe
-    #: (on_log, checkpoint_path) -> log
+    #: (on_log, checkpoint_path, origin) -> log
     fit: Callable[..., list[Any]]
     #: what is saved, asked for when the training is over
     state: Callable[[], dict[str, Any]]
@@ -43,7 +44,10 @@ class Training:
 def carry_out(
     training: Training, out: Path, hardware: str, commit: str | None, say: Callable[[str], None]
 ) -> Path:
-    """Train (or resume), write weights, card and curve; returns the card's path."""
+    """Train (or resume), write weights, card and curve; returns the card's path.
+
+    Raises ValueError where what is to be resumed began from another recipe, architecture, base or data.
+    """
     import pyarrow as pa
     import torch
 
@@ -58,7 +62,7 @@ def carry_out(
 
     start, recipe = time.monotonic(), training.recipe
     unfinished = out / f"{training.name}.training.pt"
-    log = training.fit(on_log=on_log, checkpoint_path=unfinished)
+    log = training.fit(on_log=on_log, checkpoint_path=unfinished, origin=origin(training))
     card = {
         "architecture": training.spec,
         "shape": dataclasses.asdict(training.model.shape),
@@ -81,6 +85,13 @@ def carry_out(
     write_table(out / f"{training.name}.curve.parquet", pa.Table.from_pylist(rows))
     unfinished.unlink(missing_ok=True)
     return out / f"{training.name}.json"
+
+
+def origin(training: Training) -> dict[str, str]:
+    """What decides the result besides the recipe: an unfinished training goes on only where it agrees."""
+    data = hashlib.sha256(json.dumps(training.data, sort_keys=True).encode()).hexdigest()
+    base = {} if training.base is None else {"base": training.base["fingerprint"]}
+    return {"architecture": training.spec, "data": data} | base
 
 
 def books_card(hashes: dict[str, str]) -> dict[str, Any]:

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,6 +25,8 @@ from typing import Any, NamedTuple
 import safetensors.torch
 import torch
 from torch import Tensor, nn
+
+from .whole_file import whole_file
 
 #: 1: first version.
 CARD_FORMAT = 1
@@ -111,12 +112,10 @@ def save(
         "dtype": str(dtype).removeprefix("torch."),
         "sha256": hashlib.sha256(data).hexdigest(),
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / f"{name}.safetensors", data)
-    _write(
-        folder / f"{name}.json",
-        (json.dumps(complete, indent=1, sort_keys=True, allow_nan=False) + "\n").encode(),
-    )
+    text = json.dumps(complete, indent=1, sort_keys=True, allow_nan=False) + "\n"
+    for suffix, content in (("safetensors", data), ("json", text.encode())):
+        with whole_file(folder / f"{name}.{suffix}") as file:
+            file.write(content)
     return complete
 
 
@@ -198,12 +197,3 @@ def _find(name: str, folders: Sequence[Path] | None) -> tuple[Path, dict[str, An
             raise WeightsError(f"{folder / name}.safetensors has no card beside it.")
     places = " or ".join(str(folder) for folder in folders) or "no folder"
     raise WeightsError(f"there are no weights '{name}' in {places}: train them with 'kvmark train'.")
-
-
-def _write(path: Path, data: bytes) -> None:
-    partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        partial.write_bytes(data)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -26,7 +26,8 @@ from torch import Tensor
 from .architecture import Architecture
 from .compressor import Compressor, Init
 from .lora import LowRank
-from .training import Batch, Recipe, weighted_loss
+from .recipe import Recipe
+from .training import Batch, weighted_loss
 
 
 def group_of(name: str) -> str | None:
@@ -44,11 +45,6 @@ def freeze(model: Architecture) -> None:
     for name, parameter in model.named_parameters():
         group = group_of(name)
         parameter.requires_grad_(group == "compressor" or (everything and group is not None))
-
-
-def trained_state(model: Architecture) -> dict[str, Tensor]:
-    """The tensors that belong to the weights file: those that were trained, by name."""
-    return {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
 
 
 def fresh_state(model: Architecture, init: Init = "scaled") -> dict[str, Tensor]:

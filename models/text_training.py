@@ -13,10 +13,8 @@ predicted by the last logits of the block before, and is the one comparable with
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
+import functools
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -27,8 +25,8 @@ from torch.nn import functional as F
 from .architecture import Architecture
 from .compressor import Init
 from .compressor_training import blocks_of, group_of
-from .training import Recipe, _ctrl_c_deferred, _Run
-from .training_log import LogEntry
+from .recipe import Recipe
+from .training import fit
 
 #: Tokens that pass forward and backward together; a longer block goes alone (official: one per device).
 TOKENS_AT_ONCE = 512
@@ -45,8 +43,8 @@ class TextBatch(Protocol):
 class TextRecipe(Recipe):
     """What decides the result of `fit_text`; the defaults are the official ones.
 
-    `adamw_lr` is that of the compressors, `clip=0` leaves gradients alone, `init` is how convolutions
-    start, and with `carry` a block's last logits also train, on the next block's first token.
+    `adamw_lr` is that of the compressors, `init` is how convolutions start, and with `carry` a block's
+    last logits also train, on the next block's first token.
     """
 
     sequence_tokens: int = 4096
@@ -65,25 +63,8 @@ class TextRecipe(Recipe):
     carry: bool = False
 
 
-class Trained(nn.Module):
-    """The trained parameters of a network as a module: no training checkpoint need hold the frozen ones."""
-
-    def __init__(self, network: Architecture) -> None:
-        super().__init__()
-        self.chosen = nn.ParameterList(p for p in network.parameters() if p.requires_grad)
-        self._network = (network,)  # in a tuple, so that it is no submodule
-
-    @property
-    def network(self) -> Architecture:
-        return self._network[0]
-
-    def muon_splits(self) -> dict[str, tuple[int, ...]]:
-        return {}
-
-
-def by_text_blocks(trained: Trained, batch: TextBatch, device: torch.device, recipe: TextRecipe) -> Tensor:
+def by_text_blocks(model: Architecture, batch: TextBatch, device: torch.device, recipe: TextRecipe) -> Tensor:
     """Accumulate the gradient of one batch, block by block and a few rows at a time."""
-    model = trained.network
     tokens_BT1 = torch.as_tensor(batch.tokens_BT1).to(device)
     B, T = tokens_BT1.shape[0], tokens_BT1.shape[1] - 1
     block = model.options.block_tokens
@@ -101,53 +82,16 @@ def by_text_blocks(trained: Trained, batch: TextBatch, device: torch.device, rec
     return total
 
 
-class _TextRun(_Run):
-    """A training with one AdamW per learning-rate group."""
-
-    def __init__(self, trained: Trained, recipe: TextRecipe, device: torch.device, path: Path | None) -> None:
-        super().__init__(trained, recipe, device, path, by_text_blocks)
-        rates = {"compressor": recipe.adamw_lr, "embed_norm": recipe.embed_norm_lr, "lora": recipe.lora_lr}
-        groups: dict[str, list[nn.Parameter]] = {}
-        for name, parameter in trained.network.named_parameters():
-            if parameter.requires_grad:
-                groups.setdefault(group_of(name), []).append(parameter)
-        self.highest_lr = rates
-        self.optimisers = {
-            name: torch.optim.AdamW(
-                group, lr=rates[name], betas=recipe.betas, weight_decay=recipe.weight_decay
-            )
-            for name, group in groups.items()
-        }
-        if not recipe.clip:
-            self.others = []
+def adamw_by_group(model: Architecture, recipe: TextRecipe) -> list[torch.optim.Optimizer]:
+    """AdamW over what `freeze` left trainable, each group at its own rate."""
+    rates = {"compressor": recipe.adamw_lr, "embed_norm": recipe.embed_norm_lr, "lora": recipe.lora_lr}
+    groups: dict[str, list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            groups.setdefault(group_of(name), []).append(parameter)
+    adamw = [{"params": params, "lr": rates[name]} for name, params in groups.items()]
+    return [torch.optim.AdamW(adamw, betas=recipe.betas, weight_decay=recipe.weight_decay)]
 
 
-def fit_text(
-    model: Architecture,
-    batches: Callable[[int], TextBatch],
-    recipe: TextRecipe,
-    *,
-    device: torch.device | str = "cpu",
-    on_log: Callable[[LogEntry], None] | None = None,
-    checkpoint_path: Path | None = None,
-    checkpoint_every_s: float = 60.0,
-) -> list[LogEntry]:
-    """As `training.fit`, for text and with the official learning-rate groups; `freeze` comes first."""
-    run = _TextRun(Trained(model.to(device)), recipe, torch.device(device), checkpoint_path)
-    run.resume()
-    saved_at = logged_at = time.monotonic()
-    with _ctrl_c_deferred() as interrupted:
-        while run.step < recipe.steps:
-            run.advance(batches(run.step))
-            now, finished = time.monotonic(), run.step == recipe.steps
-            if finished or now - logged_at >= recipe.log_every_s:
-                logged_at = now
-                entry = run.log_entry()
-                if on_log is not None:
-                    on_log(entry)
-            if finished or interrupted.is_set() or now - saved_at >= checkpoint_every_s:
-                saved_at = now
-                run.save()
-            if interrupted.is_set():
-                raise KeyboardInterrupt
-    return run.log
+#: `training.fit` for text and with the official learning-rate groups; `freeze` comes first.
+fit_text = functools.partial(fit, backward=by_text_blocks, optimisers=adamw_by_group)

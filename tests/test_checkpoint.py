@@ -20,6 +20,7 @@ from models.checkpoint import (
     load_card,
     save,
 )
+from models.whole_file import whole_file
 
 CARD = {field: None for field in CARD_FIELDS} | {"steps": 7, "notes": "Hand-set start."}
 
@@ -174,3 +175,17 @@ def test_incomplete_cards_and_broken_tensors_are_not_saved(tmp_path):
     with pytest.raises(WeightsError, match="not finite"):
         save(tmp_path, "tiny", {"a": torch.tensor([float("nan")])}, CARD)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_file_appears_whole_or_not_at_all(tmp_path):
+    """Until the last byte the old content stands; a failure leaves it, and nothing beside it."""
+    path = tmp_path / "new" / "file"
+    for content in (b"old", b"new"):
+        with whole_file(path) as file:
+            file.write(content)
+            assert not path.exists() or path.read_bytes() == b"old"
+        assert path.read_bytes() == content
+    with pytest.raises(RuntimeError), whole_file(path) as file:
+        file.write(b"half")
+        raise RuntimeError
+    assert path.read_bytes() == b"new" and list(path.parent.iterdir()) == [path]

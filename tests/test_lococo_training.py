@@ -12,8 +12,9 @@ from torch.nn.functional import cross_entropy
 
 import models
 from models.checkpoint import assign
-from models.compressor_training import blocks_of, freeze, fresh_state, group_of, trained_state
-from models.text_training import TextRecipe, Trained, by_text_blocks, fit_text
+from models.compressor_training import blocks_of, freeze, fresh_state, group_of
+from models.text_training import TextRecipe, by_text_blocks, fit_text
+from models.training_run import trained_state
 from suites.tokenizer import ByteTokenizer
 from suites.training_text import TrainingText
 
@@ -104,7 +105,7 @@ def test_gradient_is_that_of_each_block_alone(network, options, carry):
     Rows pass a few at a time, which changes nothing."""
     model = trainable(network, options)
     one = batch()
-    sums = by_text_blocks(Trained(model), one, torch.device("cpu"), replace(RECIPE, carry=carry))
+    sums = by_text_blocks(model, one, torch.device("cpu"), replace(RECIPE, carry=carry))
     expected = naive_gradients(model, torch.as_tensor(one.tokens_BT1), carry)
     assert expected.keys() == trained_state(model).keys()
     for name, p in model.named_parameters():

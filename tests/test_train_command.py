@@ -6,6 +6,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -23,6 +25,7 @@ from models import checkpoint, training
 from models.architectures.lococo import Options
 from models.pretrained import open_checkpoint
 from suites.training_mix import TrainingMix
+from suites.training_text import TrainingText
 
 ROOT = Path(__file__).resolve().parent.parent
 WEIGHTS = ROOT / "models" / "weights"
@@ -62,6 +65,22 @@ def tiny_llama(folder: Path, **changes) -> Path:
     own.decoder = decoders.ByteLevel()
     own.save(str(folder / "tokenizer.json"))
     return folder
+
+
+@contextmanager
+def stopped_at(step: int, batches: type, monkeypatch):
+    """Whatever trains on `batches` stops where it asks for the batch of `step`; it has saved every step."""
+    draw = batches.batch
+
+    def interrupted(self, number):
+        if number == step:
+            raise KeyboardInterrupt
+        return draw(self, number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(batches, "batch", interrupted)
+        patch.setitem(training.fit.__kwdefaults__, "checkpoint_every_s", 0.0)
+        yield
 
 
 # --- the shipped weights ------------------------------------------------------------------------
@@ -118,20 +137,8 @@ def test_compressors_train_resume_and_run(books, tmp_path, monkeypatch):
     whole, parts, order = tmp_path / "whole", tmp_path / "parts", Order(tokens=2048)
     train("lococo:budget=32", books, whole, order, say=quiet)
 
-    draw, calls = TrainingMix.batch, 0
-
-    def interrupted(mix, step):
-        nonlocal calls
-        calls += 1
-        if calls == 3:
-            raise KeyboardInterrupt
-        return draw(mix, step)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(TrainingMix, "batch", interrupted)
-        patch.setitem(training.fit.__kwdefaults__, "checkpoint_every_s", 0.0)
-        with pytest.raises(KeyboardInterrupt):
-            train("lococo:budget=32", books, parts, order, say=quiet)
+    with stopped_at(2, TrainingMix, monkeypatch), pytest.raises(KeyboardInterrupt):
+        train("lococo:budget=32", books, parts, order, say=quiet)
     assert (parts / "lococo-32.training.pt").exists()
     train("lococo:budget=32", books, parts, order, say=quiet)
     a, card = checkpoint.load("lococo-32", [whole])
@@ -200,6 +207,35 @@ def test_compressors_on_a_checkpoint(books, tmp_path, monkeypatch, recipe):
     (tmp_path / "elsewhere").mkdir()
     with pytest.raises(checkpoint.WeightsError, match="trained on a checkpoint with the fingerprint"):
         loaded_on(other.rename(tmp_path / "elsewhere" / "tiny llama"), spec)
+
+
+def test_a_training_goes_on_only_with_its_base_data_and_architecture(books, tmp_path, monkeypatch):
+    """Of a training on a checkpoint that was interrupted, whatever changed since is one sentence."""
+    spec, folder, out = "lococo:budget=32,kernel=5", tiny_llama(tmp_path / "a" / "tiny"), tmp_path / "out"
+    order = Order(tokens=3 * 512, sequences=2, model=str(folder))
+    with stopped_at(1, TrainingText, monkeypatch), pytest.raises(KeyboardInterrupt):
+        train(spec, books, out, order, say=quiet)
+    other = dataclasses.replace(order, model=str(tiny_llama(tmp_path / "b" / "tiny", rms_norm_eps=1e-5)))
+    fewer = tmp_path / "fewer"
+    shutil.copytree(books, fewer)
+    (fewer / "0.txt").unlink()
+    fingerprints = [open_checkpoint(Path(each.model)).fingerprint for each in (order, other)]
+    for message, data, changed in (
+        ("trained with base={}, not {}".format(*fingerprints), books, other),
+        ("trained with data=", fewer, order),
+        ("trained with seed=0, not 1", books, dataclasses.replace(order, seed=1)),
+    ):
+        with pytest.raises(ValueError, match=message) as caught:
+            train(spec, data, out, changed, say=quiet)
+        assert "\n" not in str(caught.value) and str(caught.value).endswith(".")
+    train(spec, books, out, order, say=quiet)
+
+    # The window is in no name of weights, and yet decides what is learned.
+    order = Order(tokens=2 * 2048)
+    with stopped_at(1, TrainingMix, monkeypatch), pytest.raises(KeyboardInterrupt):
+        train("yoco", books, out, order, say=quiet)
+    with pytest.raises(ValueError, match="trained with architecture=yoco, not yoco:window=64"):
+        train("yoco:window=64", books, out, order, say=quiet)
 
 
 def test_official_training_of_a_checkpoint_reaches_its_norms(books, tmp_path, monkeypatch):

@@ -16,7 +16,8 @@ from models.architectures import transformer, yoco
 from models.initialisation import induction_heads, initialise
 from models.layers import unit_heads
 from models.muon import Muon, newton_schulz, parameter_groups
-from models.training import Recipe, fit, prepare
+from models.recipe import Recipe
+from models.training import fit, prepare
 from models.training_log import summarise
 
 SHAPE = Shape(
@@ -224,6 +225,18 @@ def test_schedule_and_budget():
     assert recipe.lr_share(2929) == pytest.approx(0.02, abs=1e-3)
 
 
+def test_steps_are_as_long_as_the_schedule_says():
+    """A quarter of the learning rates goes a quarter as far, by Muon (`out`, which starts at 0) and AdamW."""
+    moved = []
+    for warmup_steps in (1, 4):
+        model = prepared()
+        before = model.norm.weight.clone()
+        fit(model, batch, replace(RECIPE, total_tokens=64, warmup_steps=warmup_steps))
+        moved.append((model.blocks[1].mixer.out.weight, model.norm.weight - before))
+    for whole, quarter in zip(*moved, strict=True):
+        assert whole.abs().max() > 1e-3 and torch.allclose(quarter, whole / 4, rtol=1e-3, atol=1e-6)
+
+
 @every_layout
 def test_resumed_training_equals_an_uninterrupted_one(layout, tmp_path):
     whole, halves = prepared(layout), prepared(layout)
@@ -262,10 +275,28 @@ def test_checkpoint_of_something_else_is_refused(tmp_path):
         fit(prepared(), batch, RECIPE, checkpoint_path=path)
     with pytest.raises(ValueError, match="another network"):
         fit(prepared("swa"), batch, short, checkpoint_path=path)
+    with pytest.raises(ValueError, match="another network"):
+        fit(network(ffn_dim=64), batch, short, checkpoint_path=path)
     fit(prepared(), batch, replace(short, log_every_s=9), checkpoint_path=path)
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(ValueError, match="not a readable training checkpoint"):
         fit(prepared(), batch, short, checkpoint_path=path)
+
+
+def test_checkpoint_of_another_origin_is_refused(tmp_path):
+    """What else decides the result must agree, both ways; the sentence names the first difference."""
+    path, origin = tmp_path / "checkpoint.pt", {"base": "b1", "data": "d1"}
+    fit(prepared(), batch, RECIPE, checkpoint_path=path, origin=origin)
+    assert len(fit(prepared(), None, RECIPE, checkpoint_path=path, origin=origin)) == RECIPE.steps
+    for changed, message in (
+        (origin | {"base": "b2"}, "trained with base=b1, not b2"),
+        (origin | {"data": "d2"}, "trained with data=d1, not d2"),
+        ({"data": "d1"}, "trained with base=b1, not None"),
+        (origin | {"more": "m"}, "trained with more=None, not m"),
+    ):
+        with pytest.raises(ValueError, match=message) as caught:
+            fit(prepared(), None, RECIPE, checkpoint_path=path, origin=changed)
+        assert str(caught.value).endswith("delete it or give another path.")
 
 
 def test_training_learns_in_bf16_and_its_log_adds_up():
@@ -280,12 +311,18 @@ def test_training_learns_in_bf16_and_its_log_adds_up():
     assert losses["final"] == losses["curve"][-1] and len(losses["curve"]) == 4
 
 
-def test_frozen_parameters_stay_and_wrong_batches_are_refused():
-    model = prepared()
+def test_frozen_parameters_stay_and_wrong_batches_are_refused(tmp_path):
+    model, path = prepared(), tmp_path / "checkpoint.pt"
     model.embed.weight.requires_grad_(False)
     before = model.embed.weight.clone()
-    fit(model, batch, replace(RECIPE, total_tokens=128))
+    fit(model, batch, replace(RECIPE, total_tokens=128), checkpoint_path=path)
     assert torch.equal(before, model.embed.weight)
+    saved = torch.load(path, weights_only=True)["model"]
+    assert "head.weight" in saved and "embed.weight" not in saved
+    model.requires_grad_(False)
+    with pytest.raises(ValueError, match="no trainable parameter"):
+        fit(model, batch, RECIPE)
+    model.requires_grad_(True)
     with pytest.raises(ValueError, match="batch 0 has 64 tokens, the recipe 128"):
         fit(model, batch, replace(RECIPE, tokens_per_step=128))
 
