@@ -283,8 +283,8 @@ def test_costs_follow_the_options(network, tokens):
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("lococo:depth=0", "depth >= 1"),
-        ("lococo:lora=-1", "lora >= 0"),
+        ("lococo:depth=0", "depth from 1 to 64"),
+        ("lococo:lora=-1", "lora from 0"),
         ("lococo:lora=8", "LoRA with trainable=official only"),
         ("lococo:budget=8,local=5", "local between 0 and its 4 verbatim slots, not 5"),
         ("lococo:local=-1", "local between 0"),
