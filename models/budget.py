@@ -1,8 +1,9 @@
 """Budgets in bytes: `budget_bytes=N` becomes the largest `budget` whose cache fits.
 
-What counts is the whole cache of one request as the architecture itself predicts it: keys and values,
-metadata and recurrent state, in the dtype of the run. So two policies under one `budget_bytes` may
-differ in tokens (scores cost memory, too), never in memory.
+What counts is the whole cache of one request when a prompt has been read, as the architecture itself
+predicts it: keys and values, metadata and recurrent state, in the dtype of the run. So two policies
+under one `budget_bytes` may differ in tokens (scores cost memory, too), not in memory. What a policy
+lets grow after the prompt (SnapKV keeps its answer) comes on top.
 """
 
 from __future__ import annotations
@@ -14,6 +15,11 @@ from typing import Any
 import torch
 
 from .architecture import Shape
+
+
+def room_of(options: Any) -> int:
+    """What options that must fit into the budget are compared with: not known yet while it is in bytes."""
+    return options.budget if options.budget_bytes is None else 10**12
 
 
 def resolve(module: Any, options: Any, shape: Shape, dtype: torch.dtype) -> Any:

@@ -167,6 +167,8 @@ class Decoder(Architecture):
         dtype, device = dtype or weight.dtype, device or weight.device
         if dtype != weight.dtype and str(device) != "meta":
             raise ValueError(f"a cache has the dtype of the weights, {weight.dtype}, not {dtype}.")
+        if prompts is not None and not all(1 <= prompt <= capacity for prompt in prompts):
+            raise ValueError(f"prompts must have between 1 and {capacity} tokens, not {prompts}.")
         request = Request(batch, capacity, dtype, device, seeds or [0] * batch, prompts)
         return Cache(self.new_states(request), batch, capacity)
 
@@ -228,7 +230,7 @@ class Decoder(Architecture):
         return self.new_cache(batch, capacity, dtype, "meta", prompts=prompts).live_bytes()
 
     def read_bytes(self, num_tokens, batch=1, dtype=None) -> int:
-        cache = self.new_cache(1, num_tokens + 1, dtype, "meta")
+        cache = self.new_cache(1, num_tokens + 1, dtype, "meta", prompts=[max(num_tokens, 1)])
         dtype = dtype or self.embed.weight.dtype
         read = sum(
             state.readers * _attended(state, num_tokens + 1) * state.slot_elements * dtype.itemsize
@@ -265,12 +267,18 @@ class Decoder(Architecture):
 
     def bulk_flops(self, num_tokens: int) -> int:
         """What a prompt that attends in full costs above one that never sees more than the budget."""
-        pairs = num_tokens * (num_tokens + 1) // 2
-        return self._pair_flops() * pairs - self._attention_flops(0, num_tokens)
+        return self._full_flops(num_tokens) - self._attention_flops(0, num_tokens)
+
+    def _full_flops(self, num_tokens: int) -> int:
+        """Causal attention over a whole prompt, in all layers; a model's own window bounds it."""
+        return self._pair_flops() * sum(
+            _window_pairs(num_tokens, self.shape.layer_window(layer))
+            for layer in range(self.shape.num_layers)
+        )
 
     def _pair_flops(self) -> int:
-        """One query attending to one key: q k^T and probs v, all heads of all layers."""
-        return 4 * self.shape.num_heads * self.shape.head_dim * self.shape.num_layers
+        """One query attending to one key in one layer: q k^T and probs v, all heads."""
+        return 4 * self.shape.num_heads * self.shape.head_dim
 
     def muon_splits(self) -> dict[str, tuple[int, ...]]:
         """Row sizes of fused matrices, by parameter name: an optimiser must treat them apart."""
@@ -283,6 +291,12 @@ class Decoder(Architecture):
         return splits
 
 
+def _window_pairs(num_tokens: int, window: int | None) -> int:
+    """(query, key) pairs of causal attention in which a query sees at most `window` keys."""
+    grown = num_tokens if window is None else min(num_tokens, window)
+    return grown * (grown + 1) // 2 + (num_tokens - grown) * grown
+
+
 def _attended(state: LayerState, num_tokens: int) -> int:
     """Slots that the query of the `num_tokens`-th token (counted from 1) attends to."""
     return num_tokens if state.reach is None else min(num_tokens, state.reach)
@@ -290,8 +304,7 @@ def _attended(state: LayerState, num_tokens: int) -> int:
 
 def _attended_sum(state: LayerState, num_tokens: int) -> int:
     """Sum of `_attended` over the first `num_tokens` tokens, in closed form."""
-    growing = num_tokens if state.reach is None else min(num_tokens, state.reach)
-    return growing * (growing + 1) // 2 + (num_tokens - growing) * growing
+    return _window_pairs(num_tokens, state.reach)
 
 
 def _right_padded(tokens_BT: Tensor, valid_BT: Tensor | None) -> tuple[Tensor, Ragged | None, Tensor | None]:

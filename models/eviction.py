@@ -7,7 +7,7 @@
 Softmax attention does not care in which order keys lie, and keys carry their rotation, so a decode step
 gathers and sorts nothing. Calls of several tokens are in `eviction_prompt.py`. A policy is
 
-    rate(meta, row, pos, newest)    what each key is worth now; the lowest goes, the oldest of equals
+    rate(meta, row, pos, newest)    what each key is worth now; the lowest goes, the oldest of (bit-)equals
     observe(meta, rows, …)          only for policies that remember attention: update their own tensors
     arriving(k, v)                  only for policies that look at keys or values: what to remember of them
 

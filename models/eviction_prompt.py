@@ -26,9 +26,10 @@ if TYPE_CHECKING:
 
 #: Queries per block of the step-wise form: larger means fewer gathers and more masked work.
 STEP_BLOCK = 64
-#: Queries per block where probabilities are needed: heads x block x keys should stay in a CPU core's
-#: cache; a GPU wants fewer, larger pieces.
-PROBS_BLOCK = {"cpu": 32, "cuda": 512}
+#: Queries per block where probabilities are needed: heads x block x keys should stay in a CPU core's cache.
+PROBS_BLOCK = 32
+#: A GPU wants fewer, larger pieces: as many queries as make about this many probabilities.
+PROBS_ELEMENTS = 2**26
 #: Smallest share of exp(logits - max) that living keys may have; below it rounding could decide.
 LEAST_MASS = 1e-6
 
@@ -133,11 +134,16 @@ def bulk(cache: Evictor, call: Call) -> Tensor:
     first = T
     if cache.remembers:
         first = 0 if cache.recall is None or call.valid is not None else max(0, T - cache.recall)
-    outs = [_plain(cache, call.columns(0, first), keys)] if first else []
-    size = PROBS_BLOCK.get(call.q.device.type, QUERY_BLOCK)
+    # One output for all blocks: pieces kept between ever larger temporaries would fragment the heap.
+    out = torch.empty_like(call.q)
+    if first:
+        out[:, :first] = _plain(cache, call.columns(0, first), keys)
+    size = probs_block(call.q, keys.k_BGnD.shape[2])
     for start in range(first, T, size):
-        outs.append(_observed(cache, call.columns(start, min(start + size, T)), keys))
-    out = torch.cat(outs, 1) if len(outs) > 1 else outs[0]
+        stop = min(start + size, T)
+        # Where rows are in step, later keys are invisible to all queries of a block.
+        seen = keys.held + (stop if call.valid is None else T)
+        out[:, start:stop] = _observed(cache, call.columns(start, stop), keys, seen)
     cache.count(lengths)
     if max(cache.rows["seen"]) <= cache.budget:
         _commit(cache, keys, keys.pos_BPn >= 0)
@@ -172,11 +178,15 @@ def _plain(cache: Evictor, call: Call, keys: Keys) -> Tensor:
     return torch.cat(outs, 1)
 
 
-def _observed(cache: Evictor, call: Call, keys: Keys) -> Tensor:
-    """Attention of one block of queries, shown to the policy row by row or summed."""
-    stop = keys.k_BGnD.shape[2]
-    if call.valid is None:  # rows in step: later keys are invisible to all of these queries
-        stop = keys.held + int(call.positions_BT[0, -1] - keys.pos_BPn[0, 0, keys.held]) + 1
+def probs_block(q_BTHD: Tensor, num_keys: int) -> int:
+    """How many queries at a time may have their probabilities over `num_keys` keys."""
+    if not q_BTHD.is_cuda:
+        return PROBS_BLOCK
+    return max(16, min(512, PROBS_ELEMENTS // (q_BTHD.shape[0] * q_BTHD.shape[2] * num_keys)))
+
+
+def _observed(cache: Evictor, call: Call, keys: Keys, stop: int) -> Tensor:
+    """Attention of one block of queries over the first `stop` keys, shown to the policy."""
     pos_BPn = keys.pos_BPn[..., :stop]
     mask = cache.head_mask(never_empty(cache.visible(pos_BPn, call.positions_BT)))
     k, v = keys.k_BGnD[:, :, :stop], keys.v_BGnD[:, :, :stop]

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .attention import QUERY_BLOCK, Heads, attention, attention_with_probs, never_empty, sliding_window
 from .cache import LayerCache, Ragged, Request, TensorSpec, row_lengths
-from .eviction_prompt import best
+from .eviction_prompt import best, probs_block
 
 
 class PromptCutCache(LayerCache):
@@ -41,9 +41,9 @@ class PromptCutCache(LayerCache):
         # A decode step right after a prompt, which is what cost predictions ask about.
         self.slot_elements, self.reach = heads.slot_elements, min(budget + 1, capacity)
 
-    def rate(self, probs_BGwn: Tensor, pos_Bn: Tensor, newest_B: Tensor) -> Tensor:
-        """Worth of every key of the prompt (B,G,n), by the last `window` queries' attention, mean over the
-        heads of each KV head; rows that do not exist are zero."""
+    def rate(self, score_BGn: Tensor, pos_Bn: Tensor, newest_B: Tensor) -> Tensor:
+        """Worth of every key of the prompt (B,G,n), by the attention of the last `window` queries, summed
+        over them and averaged over the heads of each KV head."""
         raise NotImplementedError
 
     def evicted(self) -> list[int]:
@@ -153,7 +153,9 @@ class PromptCutCache(LayerCache):
         q = torch.cat([self.tensors["pending_q"][r], q_BTHD], 1)
         q, at = self._newest(q, at)
         self.tensors["pending_q"][r], self.tensors["pending_at"][r] = q, at
-        return self.tensors["pending_k"][r], self.tensors["pending_v"][r], q, at
+        held = max(self.rows["seen"][row] for row in rows)
+        k, v = (self.tensors[f"pending_{name}"][:, :, :held] for name in ("k", "v"))
+        return (k, v, q, at) if len(rows) == self.batch else (k[r], v[r], q, at)
 
     def _newest(self, q_BTHD: Tensor, at_BT: Tensor) -> tuple[Tensor, Tensor]:
         """The last `window` queries in time; padding comes before all."""
@@ -169,11 +171,14 @@ class PromptCutCache(LayerCache):
         if max(seen) > self.budget:
             newest_B = torch.tensor(seen, device=k_BGnD.device) - 1
             q, at_Bw = self._newest(q_BTHD, at_BT)
-            mask = never_empty(self._visible(pos_Bn[:, None], at_Bw))[:, 0]
-            _, probs = attention_with_probs(q, k_BGnD, v_BGnD, self.heads.scale, mask)
-            real_Bw = (at_Bw >= 0) & (at_Bw > (newest_B - self.window)[:, None])
-            probs = probs.unflatten(1, (G, -1)).mean(2) * real_Bw[:, None, :, None]
-            rated = self.rate(probs, pos_Bn, newest_B)
+            size, score_BGn = probs_block(q, n), 0
+            for start in range(0, q.shape[1], size):
+                part = slice(start, start + size)
+                mask = never_empty(self._visible(pos_Bn[:, None], at_Bw[:, part]))[:, 0]
+                _, probs = attention_with_probs(q[:, part], k_BGnD, v_BGnD, self.heads.scale, mask)
+                real = (at_Bw[:, part] >= 0) & (at_Bw[:, part] > (newest_B - self.window)[:, None])
+                score_BGn = score_BGn + (probs * real[:, None, :, None]).sum(2).unflatten(1, (G, -1)).mean(2)
+            rated = self.rate(score_BGn, pos_Bn, newest_B)
             stays_BGn = best(rated, pos_Bn[:, None].expand(B, G, n), self.budget)
         m = max(min(s, self.budget) for s in seen)
         order = (~stays_BGn).to(torch.int8).argsort(stable=True, dim=-1)[..., :m]

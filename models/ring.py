@@ -1,6 +1,7 @@
 """A ring of recent tokens beside the first ones: windows of policies, of YOCO, and of models themselves.
 
-Key j is visible to query i iff j < sinks or i - j < recent; so `recent` counts the query itself.
+Key j <= i is visible to query i iff j < sinks or i - j < recent; so `recent` counts the query itself. A model's
+own sliding window hides what lies outside it, sinks too (but see `streaming`, which counts in the cache).
 """
 
 from __future__ import annotations
@@ -51,6 +52,10 @@ class WindowCache(LayerCache):
         """Queries as `mix` wants them: turned to their true positions."""
         return self.heads.rotate(q_BTHD, positions_BT)
 
+    def distance(self, i: Tensor, j: Tensor) -> Tensor:
+        """How far a key at j is from a query at i, as the model's own window counts it."""
+        return i - j
+
     def mix(
         self, q_BTHD: Tensor, k_BGSD: Tensor, v_BGSD: Tensor, mask_BTS: Tensor | None, pos_BS: Tensor
     ) -> Tensor:
@@ -67,8 +72,10 @@ class WindowCache(LayerCache):
         filled = min(position + 1, self.slots)
         k, v = self.tensors["k"][:, :, :filled], self.tensors["v"][:, :, :filled]
         mask = None
-        if self.heads.window and position >= self.heads.window:  # the model's own window, narrower or not
-            mask = (position - self.tensors["pos"][:, None, :filled]) < self.heads.window
+        window = self.heads.window
+        if window and position >= window and (self.sinks or self.recent > window):
+            newest = torch.full((), position, device=k.device)
+            mask = self.distance(newest, self.tensors["pos"][:, None, :filled]) < window
         return self.mix(q_B1HD, k, v, mask, self.tensors["pos"][:, :filled])
 
     def _block(
@@ -79,7 +86,7 @@ class WindowCache(LayerCache):
         j = torch.cat([self.tensors["pos"], positions_BT], 1)[:, None, :]
         mask = (j >= 0) & (j <= i) & ((i - j < self.recent) | (j < self.sinks))
         if self.heads.window:
-            mask &= i - j < self.heads.window
+            mask &= self.distance(i, j) < self.heads.window
         k = torch.cat([self.tensors["k"], k_BTGD.transpose(1, 2)], 2)
         v = torch.cat([self.tensors["v"], v_BTGD.transpose(1, 2)], 2)
         out = self.mix(q_BTHD, k, v, never_empty(mask), j[:, 0])

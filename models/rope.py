@@ -143,7 +143,8 @@ class Rope(nn.Module):
         return self._last[1:]
 
     def _angles(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        angles = positions[..., None] * self._frequency.to(positions.device)
+        self._frequency = self._frequency.to(positions.device)
+        angles = positions[..., None] * self._frequency
         return angles.cos() * self.amplitude, angles.sin() * self.amplitude
 
     def _factors(self, cos_BTP: Tensor, sin_BTP: Tensor) -> tuple[Tensor, Tensor]:

@@ -221,3 +221,13 @@ def test_budgets_that_cannot_be():
         models.build("snapkv:budget_bytes=100", SHAPES["tiny"])
     with pytest.raises(SpecError, match="not both"):
         models.parse("tova:budget_bytes=100,budget=3")
+
+
+@pytest.mark.parametrize(
+    "spec", ["tova:protect=300", "window:sinks=300", "snapkv:window=300", "lococo:local=140"]
+)
+def test_options_within_the_budget_wait_for_its_tokens(spec):
+    """What must fit into the budget is not compared with the default while the budget is in bytes."""
+    assert models.build(f"{spec},budget_bytes=5000000", SHAPES["tiny"]).options.budget > 300
+    with pytest.raises(SpecError, match="too small: a budget of [23]\\d\\d takes"):
+        models.build(f"{spec},budget_bytes=200000", SHAPES["tiny"])

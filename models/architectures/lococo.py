@@ -78,7 +78,7 @@ class Options:
             raise ValueError(f"lococo needs an odd kernel >= 1, not {self.kernel}.")
         if self.folded < 1:
             raise ValueError("lococo needs at least one slot that is not verbatim; lower heavy.")
-        if not 0 <= self.local <= self.budget - self.folded:
+        if self.local < 0 or (self.budget_bytes is None and self.local > self.budget - self.folded):
             most = self.budget - self.folded
             raise ValueError(f"lococo needs local between 0 and its {most} verbatim slots, not {self.local}.")
         if not 1 <= self.depth <= 64 or not 0 <= self.lora <= 4096:
@@ -256,7 +256,7 @@ class Model(Decoder):
             new = min(block, num_tokens - start)
             pairs += new * held + new * (new + 1) // 2
             held += new
-        attended = self._pair_flops() * pairs - self._attention_flops(0, num_tokens)
+        attended = self._pair_flops() * self.shape.num_layers * pairs - self._attention_flops(0, num_tokens)
         return super().prefill_flops(num_tokens, batch) + batch * (attended + folds)
 
     def decode_flops(self, num_tokens, batch=1) -> int:

@@ -11,7 +11,8 @@ tokens are protected. Every KV head chooses for itself.
 Deviations, stated: this is the paper's fixed-budget form, but one token goes per step, where the paper drops
 several at once every so often; among equal counts the oldest goes; with grouped queries a KV head's
 probability is the mean over its query heads. The authors' evaluation code has a threshold instead of a
-budget and is a different rule.
+budget and is a different rule. Counting the last `history` rows takes that many bits of memory per key: an
+unbounded history would be a table of queries by keys.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import Literal
 
 import torch
 
+from ..budget import room_of
 from ..cache import TensorSpec
 from ..decoder import Decoder
 from ..eviction import Evictor
@@ -37,7 +39,7 @@ class Options:
     budget_bytes: int | None = None
 
     def __post_init__(self) -> None:
-        if self.budget < 1 or self.history < 1 or not 0 <= self.recent <= self.budget:
+        if self.budget < 1 or self.history < 1 or not 0 <= self.recent <= room_of(self):
             raise ValueError(
                 "scissorhands needs budget >= 1, history >= 1 and 0 <= recent <= budget, not "
                 f"budget={self.budget}, history={self.history} and recent={self.recent}."

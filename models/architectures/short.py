@@ -129,5 +129,16 @@ class Model(Decoder):
             return super().prefill_flops(min(num_tokens, budget), batch)
         whole, rest = divmod(num_tokens, budget)
         pairs = whole * budget * (budget + 1) // 2 + rest * (rest + 1) // 2
-        extra = self._pair_flops() * pairs - self._attention_flops(0, num_tokens)
+        extra = self._pair_flops() * self.shape.num_layers * pairs - self._attention_flops(0, num_tokens)
         return super().prefill_flops(num_tokens, batch) + batch * extra
+
+    def decode_flops(self, num_tokens, batch=1) -> int:
+        return super().decode_flops(self._held(num_tokens), batch)
+
+    def read_bytes(self, num_tokens, batch=1, dtype=None) -> int:
+        return super().read_bytes(self._held(num_tokens), batch, dtype)
+
+    def _held(self, num_tokens: int) -> int:
+        """Tokens of the present context after a prompt of so many."""
+        budget = self.options.budget
+        return min(num_tokens, budget) if self.truncates else num_tokens % budget

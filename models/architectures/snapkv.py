@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 import torch.nn.functional as F
 
+from ..budget import room_of
 from ..decoder import Decoder
 from ..prompt_cut import PromptCutCache
 
@@ -33,7 +34,7 @@ class Options:
     budget_bytes: int | None = None
 
     def __post_init__(self) -> None:
-        if not 1 <= self.window < self.budget:
+        if not 1 <= self.window < room_of(self):
             raise ValueError(f"snapkv needs 1 <= window < budget, not {self.window} and {self.budget}.")
         if self.kernel < 1 or self.kernel % 2 == 0:
             raise ValueError(f"snapkv needs an odd kernel >= 1, not {self.kernel}.")
@@ -46,9 +47,9 @@ class SnapCache(PromptCutCache):
         self.kernel = options.kernel
         super().__init__(heads, request, options.budget, options.window)
 
-    def rate(self, probs_BGwn, pos_Bn, newest_B):
+    def rate(self, score_BGn, pos_Bn, newest_B):
         before = pos_Bn <= newest_B[:, None] - self.window
-        score = probs_BGwn.sum(2).masked_fill(~before[:, None], 0.0)
+        score = score_BGn.masked_fill(~before[:, None], 0.0)
         pooled = F.avg_pool1d(score, self.kernel, stride=1, padding=self.kernel // 2)
         return pooled.masked_fill(~before[:, None], float("inf"))
 
@@ -63,6 +64,7 @@ class Model(Decoder):
 
     def prefill_flops(self, num_tokens, batch=1) -> int:
         """Full attention, and the window's rows a second time for the scores."""
-        window = min(self.options.window, num_tokens)
-        extra = self.bulk_flops(num_tokens) + self._pair_flops() * window * num_tokens
+        extra = self.bulk_flops(num_tokens)
+        if num_tokens > self.options.budget:
+            extra += self._pair_flops() * self.shape.num_layers * self.options.window * num_tokens
         return super().prefill_flops(num_tokens, batch) + batch * extra

@@ -30,12 +30,25 @@ class StreamingCache(BudgetedWindow):
     def placed(self, q_BTHD, positions_BT):
         # The newest of n visible keys stands at n - 1: at most the last of budget + 1 places.
         place_BT = positions_BT.clamp(max=self.sinks + self.recent - 1)
-        return torch.cat([self.heads.rotate(q_BTHD, p) for p in (positions_BT, place_BT)], -1)
+        # True positions last: keys are turned to the same ones next.
+        far = self.heads.rotate(q_BTHD, place_BT)
+        return torch.cat([self.heads.rotate(q_BTHD, positions_BT), far], -1)
+
+    def distance(self, i, j):
+        # In the cache a sink is never further than the cache is long.
+        place = i.clamp(max=self.sinks + self.recent - 1)
+        return torch.where(j < self.sinks, place - j, i - j)
 
     def mix(self, q_BTHD, k_BGSD, v_BGSD, mask_BTS, pos_BS):
-        near, far = (_logits(q, k_BGSD, self.heads.scale) for q in q_BTHD.chunk(2, -1))
-        sink_BS = (pos_BS >= 0) & (pos_BS < self.sinks)
-        logits = torch.where(sink_BS[:, None, None, None], far, near)
+        near, far = q_BTHD.chunk(2, -1)
+        k_BGSD = k_BGSD.to(torch.promote_types(k_BGSD.dtype, torch.float32))
+        logits = _logits(near, k_BGSD, self.heads.scale)
+        # Sinks lie in the first slots of the ring, and in the first columns of a first call.
+        for start in {0, self.slots} if logits.shape[-1] > self.slots else {0}:
+            part = slice(start, start + self.sinks)
+            sink_BS = (pos_BS[:, part] >= 0) & (pos_BS[:, part] < self.sinks)
+            placed = _logits(far, k_BGSD[:, :, part], self.heads.scale)
+            logits[..., part] = torch.where(sink_BS[:, None, None, None], placed, logits[..., part])
         if mask_BTS is not None:
             logits = logits.masked_fill(~mask_BTS[:, None, None], float("-inf"))
         probs_BGRTS = logits.softmax(-1).to(v_BGSD.dtype)
@@ -44,10 +57,9 @@ class StreamingCache(BudgetedWindow):
 
 
 def _logits(q_BTHD: Tensor, k_BGSD: Tensor, scale: float) -> Tensor:
-    """(B,G,R,T,S), in at least fp32; R query heads per KV head."""
-    G, wide = k_BGSD.shape[1], torch.promote_types(q_BTHD.dtype, torch.float32)
-    q_BGRTD = q_BTHD.to(wide).unflatten(2, (G, -1)).permute(0, 2, 3, 1, 4)
-    return (q_BGRTD * scale) @ k_BGSD.to(wide)[:, :, None].transpose(-1, -2)
+    """(B,G,R,T,S) in the dtype of the keys; R query heads per KV head."""
+    q_BGRTD = q_BTHD.to(k_BGSD.dtype).unflatten(2, (k_BGSD.shape[1], -1)).permute(0, 2, 3, 1, 4)
+    return (q_BGRTD * scale) @ k_BGSD[:, :, None].transpose(-1, -2)
 
 
 class Model(Decoder):

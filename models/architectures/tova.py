@@ -20,6 +20,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from ..budget import room_of
 from ..decoder import Decoder
 from ..eviction import Evictor
 from ..gaps import CompressedPositions
@@ -39,10 +40,10 @@ class Options:
     def __post_init__(self) -> None:
         if self.budget < 1:
             raise ValueError(f"tova needs a budget of at least 1, not {self.budget}.")
-        if not 0 <= self.protect < self.budget:
-            raise ValueError(f"tova needs 0 <= protect < budget, not {self.protect} and {self.budget}.")
         if self.positions == "compressed" and self.prompt == "bulk":
             raise ValueError("tova compresses positions step by step; use prompt=stepwise with it.")
+        if not 0 <= self.protect < room_of(self):
+            raise ValueError(f"tova needs 0 <= protect < budget, not {self.protect} and {self.budget}.")
 
 
 class TovaCache(Evictor):
@@ -78,5 +79,7 @@ class Model(Decoder):
         """A bulk prompt attends in full, and its last row a second time for the scores."""
         if self.options.prompt == "stepwise":
             return super().prefill_flops(num_tokens, batch)
-        extra = self.bulk_flops(num_tokens) + self._pair_flops() * num_tokens
+        extra = self.bulk_flops(num_tokens)
+        if num_tokens > self.options.budget:
+            extra += self._pair_flops() * self.shape.num_layers * num_tokens
         return super().prefill_flops(num_tokens, batch) + batch * extra

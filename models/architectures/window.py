@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ..budget import room_of
 from ..decoder import Decoder
 from ..ring import WindowCache
 
@@ -24,7 +25,7 @@ class Options:
     budget_bytes: int | None = None
 
     def __post_init__(self) -> None:
-        if self.budget < 1 or self.sinks < 0 or self.sinks >= self.budget:
+        if self.budget < 1 or self.sinks < 0 or self.sinks >= room_of(self):
             raise ValueError(
                 f"this needs budget >= 1 and 0 <= sinks < budget, not budget={self.budget} and "
                 f"sinks={self.sinks}."

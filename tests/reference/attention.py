@@ -68,6 +68,13 @@ def _scaled(angle: float, i: int, pairs: int, base: float, scaling) -> float:
     return stretched * angle / scaling.factor + (1 - stretched) * angle
 
 
+def apart(places: dict[int, float], t: int, j: int) -> float:
+    """Tokens between key j and query t for a model's own window: counted where the policy puts them, but
+    in the text where places are fractions (those only turn keys)."""
+    whole = isinstance(places[t], int) and isinstance(places[j], int)
+    return places[t] - places[j] if whole else t - j
+
+
 @dataclass
 class Layer:
     """What the attention of one layer is given: one sequence's q (T,H,D), k and v (T,G,D), not rotated."""
@@ -116,7 +123,7 @@ class Layer:
         group = self.heads // self.kv_heads
         outs, rows = [], []
         for g in range(self.kv_heads):
-            visible = [j for j in seen[g] if self.window is None or t - j < self.window]
+            visible = [j for j in seen[g] if self.window is None or apart(places[g], t, j) < self.window]
             v_ND = self.v_TGD[visible, g]
             k_ND = self.turned(self.k_TGD[visible, g], [places[g][j] for j in visible])
             q_RD = self.turned(self.q_THD[t, g * group : (g + 1) * group], [places[g][t]] * group)
