@@ -1,7 +1,8 @@
 """A ring of recent tokens beside the first ones: windows of policies, of YOCO, and of models themselves.
 
-Key j <= i is visible to query i iff j < sinks or i - j < recent; so `recent` counts the query itself. A model's
-own sliding window hides what lies outside it, sinks too (but see `streaming`, which counts in the cache).
+Key j <= i is visible to query i iff j < sinks or i - j < recent; so `recent` counts the query itself. A
+model's own sliding window hides what lies outside it, sinks too (but see `streaming`, which counts in the
+cache).
 """
 
 from __future__ import annotations
