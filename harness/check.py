@@ -5,8 +5,8 @@
     budget_is_filled_and_kept      not applicable          it has no option 'budget'
     kept_sets_are_nested           broken           2 of 6
 
-Below the table stand the counter-examples, the first of each broken law. The laws are in
-`models/conformance/`.
+Below the table stand the counter-examples, the first of each broken law; an exception that breaks several
+laws stands there once. The laws are in `models/conformance/`.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ def check(spec: str, only: Iterable[str] | None = None) -> tuple[int, int]:
     _print_verdicts(chosen)
     broken = [[o for o in outcomes if o.verdict == "broken"] for outcomes in chosen]
     broken = [outcomes for outcomes in broken if outcomes]
-    for outcomes in broken:
-        _print_counter_example(outcomes)
+    for laws in _by_cause(broken):
+        _print_counter_example(laws)
     specs = dict.fromkeys(o.spec for outcomes in chosen for o in outcomes)
     console.print(f"Checked {', '.join(specs)} in {time.monotonic() - start:.1f} s.", markup=False)
     return len(broken), len(chosen)
@@ -75,10 +75,25 @@ def _print_verdicts(chosen: list[list[Outcome]]) -> None:
     console.print(table)
 
 
-def _print_counter_example(outcomes: list[Outcome]) -> None:
+def _by_cause(broken: list[list[Outcome]]) -> list[list[list[Outcome]]]:
+    """Broken laws, those together that only one and the same exception breaks; comparisons come first."""
+    found: dict[str, list[list[Outcome]]] = {}
+    for outcomes in broken:
+        outcomes = sorted(outcomes, key=lambda o: o.raised)
+        first = outcomes[0]
+        found.setdefault(first.detail if first.raised else first.law.name, []).append(outcomes)
+    return list(found.values())
+
+
+def _print_counter_example(laws: list[list[Outcome]]) -> None:
+    outcomes = laws[0]
     first = outcomes[0]
     covers = f" ({first.law.covers})" if first.law.covers else ""
-    console.print(f"\n[bold]{first.law.name}[/] is broken{covers}: {escape(first.law.sentence)}")
+    if len(laws) == 1:
+        console.print(f"\n[bold]{first.law.name}[/] is broken{covers}: {escape(first.law.sentence)}")
+    else:
+        names = ", ".join(each[0].law.name for each in laws)
+        console.print(f"\n[bold]{len(laws)} laws[/] are broken by one exception: {names}", soft_wrap=True)
     lines = [f"{first.spec} on shape '{first.shape}': {first.detail}"]
     if first.setting:
         lines.append(", ".join(f"{key} {_said(value)}" for key, value in first.setting.items()))

@@ -68,6 +68,8 @@ class Cache(BudgetedWindow):
         return other
 
     def evicted(self):
+        if self.fault == "parallel_and_silent":
+            return [0] * self.batch
         extra = self.fault == "evicted_counts_what_went"
         return [n + extra for n in super().evicted()]
 
@@ -88,6 +90,13 @@ class Model(Decoder):
 
     prompt_mode = "stepwise"
     calls = 0
+
+    def __init__(self, shape, options):
+        super().__init__(shape, options)
+        if options.fault == "prompt_mode_is_a_known_word":
+            self.prompt_mode = "banana"
+        if options.fault in ("parallel_drops_nothing", "parallel_and_silent"):
+            self.prompt_mode = "parallel"
 
     def layer_cache(self, heads, layer, request):
         cache = Cache(heads, request, 0, self.options.budget + 1)

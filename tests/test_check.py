@@ -18,6 +18,8 @@ from models.spec import SpecError
 
 FAULTY = Path(__file__).with_name("faulty.py")
 
+README = Path(__file__).parents[1] / "README.md"
+
 HONEST = FAULTY.read_text(encoding="utf-8").replace("from models.arch", "from ..arch")
 
 
@@ -52,13 +54,42 @@ def refusal(done) -> str:
 
 @pytest.mark.parametrize("name", LAWS)
 def test_every_law_notices_its_fault(name):
-    """The file with the fault breaks the law of that name; without the fault it keeps it."""
+    """The file with the fault breaks the law of that name; without the fault it keeps it, if asked at all."""
     law = LAWS[name]
+    honest = "not applicable" if name == "parallel_drops_nothing" else "kept"
     with lookup.known_file(FAULTY):
         budget = 41 if law.budget == "ample" else 6
-        for fault, verdict in ((name, "broken"), ("none", "kept")):
+        for fault, verdict in ((name, "broken"), ("none", honest)):
             outcome = law.hold(Subject(f"faulty:budget={budget},fault={fault}", law.shapes[-1]))
             assert outcome.verdict == verdict, outcome.detail
+
+
+def test_parallel_is_no_excuse():
+    """A policy that says "parallel" is told by its count or by what it holds; a trained window is not."""
+    law = LAWS["parallel_drops_nothing"]
+    with lookup.known_file(FAULTY):
+        counted = law.hold(Subject("faulty:budget=6,fault=parallel_drops_nothing", "conv"))
+        outcome = law.hold(Subject("faulty:budget=6,fault=parallel_and_silent", "conv"))
+    assert (counted.verdict, outcome.verdict) == ("broken", "broken")
+    assert "evicted() is [24, 0, 0, 56]" in counted.detail
+    assert "[0, 1, 2, 3, 4] and more of 12 tokens are gone" in outcome.detail
+    for spec in ("transformer", "yoco", "yoco:mixer=retention"):
+        assert law.hold(Subject(spec, "plain")).verdict == "kept", spec
+
+
+@pytest.mark.parametrize(
+    ("mode", "law"),
+    [("parallel", "parallel_drops_nothing"), ("banana", "prompt_mode_is_a_known_word"), ("stepwise", "")],
+)
+def test_the_readme_s_policy_may_not_lie(tmp_path, ask, mode, law):
+    """Under a word that is not its own the README's example breaks a law; under its own it breaks none."""
+    [text] = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    lie = text.replace('prompt_mode = "stepwise"', f'prompt_mode = "{mode}"')
+    (tmp_path / "mine.py").write_text(lie)
+    chosen = ("parallel_drops_nothing", "prompt_mode_is_a_known_word")
+    done = ask("--path", tmp_path / "mine.py", *(word for name in chosen for word in ("--only", name)))
+    assert done.exit_code == bool(law), done.output
+    assert not law or f"{law} is broken: " in done.stdout
 
 
 def test_a_counter_example_reproduces(ask):
@@ -93,6 +124,16 @@ def test_an_exception_breaks_the_law_and_says_where(ask):
     assert done.exit_code == 1 and "1 of 2 laws are broken" in done.stderr
     line = next(n for n, text in enumerate(HONEST.splitlines(), 1) if "what a pity" in text)
     assert f"RuntimeError: what a pity (faulty.py:{line} in attend)" in done.stdout
+
+
+def test_one_exception_is_told_once(ask):
+    """Laws that the same exception breaks share one example; another kind of break keeps its own."""
+    laws = ("the_same_again", "the_future_is_unknown", "rows_are_independent")
+    only = [word for law in laws for word in ("--only", law)]
+    done = ask("faulty:budget=6,fault=raises", "--path", FAULTY, *only)
+    assert done.exit_code == 1 and "3 of 3 laws are broken" in done.stderr
+    assert done.stdout.count("what a pity") == 1
+    assert "3 laws are broken by one exception: " in done.stdout and " is broken" not in done.stdout
 
 
 def test_a_model_that_cannot_be_made_breaks_every_law(tmp_path):
@@ -166,6 +207,15 @@ def test_check_prints_kept_and_not_applicable(ask):
     assert "budget_is_filled_and_kept not applicable it has no option 'budget'" in text
 
 
+def test_the_reason_is_the_law_s_own(tmp_path, ask):
+    """A missing option is the reason at every budget, not that the first budget holds everything."""
+    (tmp_path / "plain.py").write_text(HONEST.replace("    budget_bytes: int | None = None\n", ""))
+    law = "budget_bytes_is_the_largest_that_fits"
+    done = ask("--path", tmp_path / "plain.py", "--only", law)
+    text = " ".join(re.sub(r"[│┃]", " ", done.stdout).split())
+    assert f"{law} not applicable it has no option 'budget_bytes'" in text, done.stdout
+
+
 def test_list_shows_every_law(ask):
     done = ask("--list")
     assert done.exit_code == 0 and all(name in done.stdout for name in LAWS)
@@ -226,6 +276,8 @@ def test_a_bad_file_is_one_sentence(tmp_path, ask, name, text, said):
 def test_bad_usage_is_one_sentence(ask):
     assert "kvmark list" in refusal(ask())
     assert "Unknown architecture 'nope'; known: h2o," in refusal(ask("nope"))
+    said = refusal(ask("tova:budget=6", "--path", FAULTY))
+    assert "'tova:budget=6' does not name the file of --path, which defines 'faulty'" in said
     assert "valid options: budget" in refusal(ask("random:size=3"))
     assert "Unknown law 'gravity'; known: any_segmentation" in refusal(ask("tova", "--only", "gravity"))
 

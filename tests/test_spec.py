@@ -11,6 +11,7 @@ import torch
 
 import models
 from models.architecture import Shape
+from models.conformance.prompts import PROMPT_MODES
 from models.shapes import SHAPES, load_shape, shape_from
 from models.spec import SpecError, canonical, parse_options
 
@@ -114,7 +115,7 @@ def test_every_architecture_is_listed_and_builds(network):
         assert models.docline(name)
         assert models.canonical_spec(name) == name
         model = network(name)
-        assert model.prompt_mode in ("parallel", "stepwise", "bulk", "blockwise", "once", "split")
+        assert model.prompt_mode in PROMPT_MODES
         assert model.weight_names(model.options)
 
 

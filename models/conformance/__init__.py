@@ -5,8 +5,8 @@
     check("tova:budget=64")              Outcomes: kept, broken (with a counter-example), not applicable
 
     networks.py    small shapes, weights that matter        exactness.py   rows.py   held.py
-    subject.py     one spec on one shape, and its feeding   cost.py   precision.py     the laws
-    law.py         what a law and a counter-example are
+    subject.py     one spec on one shape, and its feeding   cost.py   precision.py   prompts.py
+    law.py         what a law and a counter-example are               the laws
 
 `kvmark check ARCH` prints it; `tests/test_laws.py` runs it over every file of the folder. What a law
 cannot ask of a policy follows from its `prompt_mode`:
@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from ..spec import SpecError
-from . import cost, exactness, held, precision, rows
+from . import cost, exactness, held, precision, prompts, rows
 from .law import Broken, Law, Outcome
 from .networks import SHAPES
 from .options import TIGHT, specs_for, variants
@@ -44,7 +44,7 @@ __all__ = [
 
 LAWS: dict[str, Law] = {
     law.name: law
-    for module in (exactness, rows, held, cost, precision)
+    for module in (exactness, rows, held, prompts, cost, precision)
     for law in vars(module).values()
     if isinstance(law, Law)
 }

@@ -40,7 +40,9 @@ class Broken(Exception):
 
 @dataclass(frozen=True)
 class Outcome:
-    """How one law fared on one architecture and shape. `detail` says why, `setting` how to reproduce it."""
+    """How one law fared on one architecture and shape. `detail` says why, `setting` how to reproduce it;
+    `raised` is set where the architecture raised an exception instead of breaking a comparison.
+    """
 
     law: Law
     spec: str
@@ -48,6 +50,7 @@ class Outcome:
     verdict: Verdict
     detail: str = ""
     setting: dict[str, Any] = field(default_factory=dict)
+    raised: bool = False
 
 
 @dataclass(frozen=True)
@@ -65,12 +68,17 @@ class Law:
     excuse: Callable[[Subject], str] = lambda subject: ""
 
     def applies(self, subject: Subject) -> str:
-        """Reason why this law does not apply, "" where it does. Builds the network."""
+        """Reason why this law does not apply, "" where it does. Builds the network.
+
+        The law's own excuse comes first: another budget would not change it.
+        """
+        if reason := self.excuse(subject):
+            return reason
         if self.budget == "ample" and not subject.ample:
             return f"its budget is below the {subject.length} tokens of the test"
         if self.budget == "tight" and not subject.tight:
             return f"its budget holds all {subject.length} tokens of the test"
-        return self.excuse(subject)
+        return ""
 
     def hold(self, subject: Subject) -> Outcome:
         """Check the law; whatever the architecture raises is an outcome."""
@@ -85,7 +93,9 @@ class Law:
                 self, subject.spec, subject.shape, "broken", broken.sentence, subject.setting(broken.setting)
             )
         except (Exception, SystemExit) as error:
-            return Outcome(self, subject.spec, subject.shape, "broken", last_line(error, subject.file))
+            return Outcome(
+                self, subject.spec, subject.shape, "broken", last_line(error, subject.file), raised=True
+            )
         return Outcome(self, subject.spec, subject.shape, "kept")
 
 
