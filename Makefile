@@ -17,7 +17,7 @@ test-fast: $(STAMP)
 test-full: $(STAMP)
 	$(BIN)/python -m pytest -rs -m "full and not gpu and not peers"
 
-# Not part of `make test`: breaks each law of the models once and wants a test to notice (4 minutes).
+# Not part of `make test`: breaks each law of the models once and wants a test to notice (9 minutes).
 mutate: $(STAMP)
 	$(BIN)/python tests/mutate.py
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from references import reference_logits, tova, tova_bulk, windowed
+from reference import reference
+from reference.decoder import decode, weights_of
+from reference.keeping import keeping, steps
+from reference.tova import LeastAttendedGoes
 
 from models.attention import attention_with_probs
 from models.eviction import oldest_minimum
@@ -22,42 +25,48 @@ def held(cache, layer, row=0, choice=0) -> list[int]:
     return sorted(pos[pos >= 0].tolist())
 
 
+def survivors_by_step(model, ids_T, budget):
+    """The reference's logits (T,V), and what each layer holds after every row: kept[layer][t]."""
+    kept = [[] for _ in range(model.shape.num_layers)]
+
+    def attend(layer):
+        class Noting(LeastAttendedGoes):
+            def keep(self, t, held):
+                kept[layer.index].append(super().keep(t, held))
+                return kept[layer.index][t]
+
+        return keeping(layer, steps([layer.length]), lambda: Noting(budget))
+
+    return decode(model.shape, weights_of(model), ids_T, attend)[0], kept
+
+
+def window_of(model, ids_T, budget):
+    """The reference's logits of the newest `budget` tokens, no sinks."""
+    return reference(model, ids_T, [N], "window", budget=budget, sinks=0)[0]
+
+
 @pytest.mark.parametrize("shape", ["plain", "conv"])
 @pytest.mark.parametrize("budget", [1, 2, 6, 20, 35])
 def test_T2_T3_T5_stepwise_is_the_masked_pass(network, tokens, shape, budget):
     """Token by token = in one call = masked reference in fp64: same logits and same survivors at every
     step; survivors are nested, min(t + 1, k) in number, and layers differ."""
     model, ids = network(f"tova:budget={budget}", shape), tokens(1, N)
-    kept: dict = {}
-    expected = reference_logits(model, ids[0], tova(budget, kept))
+    expected, kept = survivors_by_step(model, ids[0], budget)
     cache = model.new_cache(1, N)
     for t in range(N):
         out = model.decode(ids[:, t], cache)[0]
         assert (out - expected[t]).abs().max() <= 1e-11
         for layer in range(4):
             now = held(cache, layer)
-            assert now == kept[layer, t] and len(now) == min(t + 1, budget)
-            assert t == 0 or set(now) <= {*kept[layer, t - 1], t}
+            assert now == kept[layer][t] and len(now) == min(t + 1, budget)
+            assert t == 0 or set(now) <= {*kept[layer][t - 1], t}
     for cuts in ([N], [budget, N - budget], [9, 1, 2, 24]):
         cache = model.new_cache(1, N)
         assert (fed(model, ids, cuts, cache)[0] - expected).abs().max() <= 1e-11
-        assert [held(cache, layer) for layer in range(4)] == [kept[layer, N - 1] for layer in range(4)]
+        assert [held(cache, layer) for layer in range(4)] == [kept[layer][-1] for layer in range(4)]
         assert cache.evicted() == [4 * (N - budget)]
     if budget == 6:
-        assert len({tuple(kept[layer, N - 1]) for layer in range(4)}) > 1
-
-
-@pytest.mark.parametrize("shape", ["plain", "conv"])
-@pytest.mark.parametrize("calls", [[N], [20, 1, 1, 14], [3, 8, 5, 1, 19], [1] * 12 + [24]])
-def test_bulk_is_its_definition(network, tokens, shape, calls):
-    """prompt=bulk: a call attends in full to what is held, then its last row's mean keeps the top k."""
-    model, ids = network("tova:budget=6,prompt=bulk", shape), tokens(1, N)
-    kept: dict = {}
-    expected = reference_logits(model, ids[0], tova_bulk(6, calls, kept))
-    cache = model.new_cache(1, N)
-    assert (fed(model, ids, calls, cache)[0] - expected).abs().max() <= 1e-11
-    assert [held(cache, layer) for layer in range(4)] == [kept[layer] for layer in range(4)]
-    assert cache.evicted() == [4 * (N - 6)]
+        assert len({tuple(kept[layer][-1]) for layer in range(4)}) > 1
 
 
 def test_bulk_and_stepwise_are_different_algorithms(network, tokens):
@@ -114,7 +123,7 @@ def test_T12_equal_scores_evict_the_oldest(network, tokens, cuts):
     cache = model.new_cache(1, N)
     out = fed(model, ids, cuts, cache)[0]
     assert all(held(cache, layer) == list(range(N - 6, N)) for layer in range(4))
-    assert (out - reference_logits(model, ids[0], windowed(7, 0))).abs().max() <= 1e-11
+    assert (out - window_of(model, ids[0], 6)).abs().max() <= 1e-11
 
 
 def test_T12_bulk_equal_scores_evict_the_oldest(network, tokens):
@@ -205,7 +214,7 @@ def test_T8_nothing_heavy_is_a_window(network, tokens, cuts):
         out = fed(model, ids, cuts, cache)
         assert all(held(cache, layer, 0, g) == list(range(N - 6, N)) for layer in range(4) for g in range(2))
         if prompt == "stepwise":
-            assert (out[0] - reference_logits(model, ids[0], windowed(7, 0))).abs().max() <= 1e-11
+            assert (out[0] - window_of(model, ids[0], 6)).abs().max() <= 1e-11
     for spec in (f"h2o:budget={N}", f"snapkv:budget={N},window=4"):
         model = network(spec)
         out = fed(model, ids, cuts, model.new_cache(1, N))
@@ -226,7 +235,7 @@ def test_deaths_that_outweigh_the_living(network, tokens):
     model, ids = network("tova:budget=6"), tokens(1, N)
     for block in model.blocks:
         block.mixer.qkv.weight[:48] *= 9  # logits in the hundreds
-    expected = reference_logits(model, ids[0], tova(6))
+    expected = reference(model, ids[0], [N], "tova", budget=6)[0]
     assert (fed(model, ids, [N], model.new_cache(1, N))[0] - expected).abs().max() <= 1e-9
 
 

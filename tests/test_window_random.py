@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from references import full, over, reference_logits, windowed
+from reference import reference
+from reference.decoder import decode, weights_of
+from reference.keeping import Keeper, keeping, steps
 
 N = 36
 
@@ -18,30 +20,28 @@ def fed(model, ids, cuts, cache):
 def test_transformer_is_its_definition(network, tokens, shape, changes):
     """The control itself: forward and cache give the logits of the row-by-row reference."""
     model, ids = network("transformer", shape, **changes), tokens(1, N)
-    expected = reference_logits(model, ids[0], full)
+    expected, _ = reference(model, ids[0], [N])
     assert (model.forward(ids)[0] - expected).abs().max() <= 1e-11
     assert (fed(model, ids, [11, 1, 1, 20, 3], model.new_cache(1, N))[0] - expected).abs().max() <= 1e-11
 
 
-@pytest.mark.parametrize("shape", ["plain", "conv"])
 @pytest.mark.parametrize(("budget", "sinks"), [(6, 2), (5, 0), (9, 4), (1, 0), (35, 3), (36, 4)])
-def test_window_is_banded_attention(network, tokens, shape, budget, sinks):
-    """Row i sees the first `sinks` keys and the newest ones, budget + 1 in all, its own among them."""
-    model, ids = network(f"window:budget={budget},sinks={sinks}", shape), tokens(1, N)
-    expected = reference_logits(model, ids[0], windowed(budget + 1 - sinks, sinks))
-    for cuts in ([N], [1] * N, [11, 1, 1, 20, 3]):
-        cache = model.new_cache(1, N)
-        assert (fed(model, ids, cuts, cache)[0] - expected).abs().max() <= 1e-11
-        held = cache.states["0.attention"].tensors["pos"][0]
-        visible = sorted({*range(min(sinks, N)), *range(max(0, N - (budget + 1 - sinks)), N)})
-        assert sorted(held[held >= 0].tolist()) == visible
-        assert cache.evicted() == [4 * max(0, N - budget)]
+@pytest.mark.parametrize("cuts", [[N], [1] * N, [11, 1, 1, 20, 3]])
+def test_the_ring_holds_what_a_query_sees(network, tokens, budget, sinks, cuts):
+    """The first `sinks` tokens and the newest ones, budget + 1 in all; the one too many counts as evicted."""
+    model, ids = network(f"window:budget={budget},sinks={sinks}", num_layers=1), tokens(1, N)
+    cache = model.new_cache(1, N)
+    fed(model, ids, cuts, cache)
+    ring = cache.states["0.attention"].tensors["pos"][0]
+    visible = sorted({*range(min(sinks, N)), *range(max(0, N - (budget + 1 - sinks)), N)})
+    assert sorted(ring[ring >= 0].tolist()) == visible
+    assert cache.evicted() == [max(0, N - budget)]
 
 
 def test_window_longer_than_a_query_block(network, tokens):
     """Prompts longer than the block of queries that is masked at once (256) change nothing."""
     model, ids = network("window:budget=10,sinks=3", num_layers=1), tokens(1, 300)
-    expected = reference_logits(model, ids[0], windowed(8, 3))
+    expected, _ = reference(model, ids[0], [300], "window", budget=10, sinks=3)
     assert (fed(model, ids, [300], model.new_cache(1, 300))[0] - expected).abs().max() <= 1e-11
     control = network("transformer", num_layers=1)
     cache = control.new_cache(1, 600)
@@ -60,6 +60,19 @@ def survivors_by_step(model, ids, seed):
     return kept, torch.stack(outs)
 
 
+def attention_over(model, ids_T, kept):
+    """The reference's logits (T,V) if exactly `kept[layer, t]` outlives row t."""
+
+    def attend(layer):
+        class Given(Keeper):
+            def keep(self, t, held):
+                return kept[layer.index, t]
+
+        return keeping(layer, steps([layer.length]), Given)
+
+    return decode(model.shape, weights_of(model), ids_T, attend)[0]
+
+
 @pytest.mark.parametrize("shape", ["plain", "conv"])
 def test_random_is_masked_attention_over_its_survivors(network, tokens, shape):
     """Row t attends exactly to the survivors of row t-1 and itself; one goes per step over budget."""
@@ -70,7 +83,7 @@ def test_random_is_masked_attention_over_its_survivors(network, tokens, shape):
         before = kept[layer, t - 1] if t else []
         assert len(now) == min(t + 1, budget)
         assert set(now) <= {*before, t} and len(set(now)) == len(now)
-    expected = reference_logits(model, ids[0], over(lambda layer, i: [*kept.get((layer, i - 1), []), i]))
+    expected = attention_over(model, ids[0], kept)
     assert (stepwise - expected).abs().max() <= 1e-11
     at_once = fed(model, ids, [N], model.new_cache(1, N, seeds=[17]))[0]
     assert (at_once - expected).abs().max() <= 1e-11

@@ -67,6 +67,14 @@ class Model(Decoder):
 
     prompt_mode = "stepwise"
 
+    def decode_flops(self, num_tokens, batch=1) -> int:
+        """The query meets the sinks twice."""
+        s, sinks = self.shape, min(self.options.sinks, num_tokens + 1)
+        return (
+            super().decode_flops(num_tokens, batch)
+            + batch * 2 * s.num_heads * s.head_dim * s.num_layers * sinks
+        )
+
     def layer_cache(self, heads, layer, request):
         o = self.options
         return StreamingCache(heads, request, o.sinks, o.budget - o.sinks + 1)
