@@ -200,7 +200,7 @@ def check(
         from contextlib import nullcontext
 
         from models.lookup import known_file
-        from models.spec import SpecError
+        from models.spec import SpecError, split_spec
 
         from . import check as laws
 
@@ -210,6 +210,8 @@ def check(
         with known_file(path) if path else nullcontext(None) as name:
             if not (arch or name):
                 raise SpecError("Name an architecture (see kvmark list), or give a file with --path.")
+            if arch and name and split_spec(arch)[0] != name:
+                raise SpecError(f"'{arch}' does not name the file of --path, which defines '{name}'.")
             broken, checked = laws.check(arch or name, only)
     if broken:
         _stop(f"{broken} of {checked} laws are broken.", EXIT_FAILED_CELL)
