@@ -69,7 +69,7 @@ class Measurement:
         base = self.base(
             self.cell,
             batch=len(batch),
-            prompt_mode=prompt_mode(self.model, self.settings),
+            prompt_mode=prompt_mode(self.model, self.settings, batch),
             scoring_mode=readings.scoring_mode,
             implementation=self.model.implementation,
             message=beyond(readings.capacity, self.context_length),
@@ -86,7 +86,8 @@ class Measurement:
         return answers
 
 
-def prompt_mode(model: Any, settings: Settings) -> str:
-    """How prompts met the policy; chunks change what a bulk policy does, so they are in the name."""
+def prompt_mode(model: Any, settings: Settings, cases: Sequence[Case]) -> str:
+    """How prompts met the policy; chunks change what a bulk policy does, so they are named where they were."""
     chunk = settings.prefill_chunk
-    return model.prompt_mode if chunk is None else f"{model.prompt_mode}, chunks of {chunk}"
+    whole = chunk is None or max(len(case.prompt) for case in cases) <= chunk
+    return model.prompt_mode if whole else f"{model.prompt_mode}, chunks of {chunk}"

@@ -43,6 +43,10 @@ class Opened:
     tokenizer: Tokenizer
     revision: str | None
 
+    def identity(self) -> list[str]:
+        """What may not change between the look at a checkpoint and its measurement."""
+        return [self.pretrained.fingerprint, self.tokenizer.fingerprint]
+
     def card(self) -> dict[str, Any]:
         """What a run's manifest says about it."""
         p, t = self.pretrained, self.tokenizer

@@ -195,6 +195,8 @@ def run(
             "settings": dataclasses.asdict(prepared.settings),
             "text": prepared.plan.text,
             "text_label": None if prepared.text is None else prepared.text.label,
+            "model": prepared.opened and prepared.opened.identity(),
+            "architectures": {spec: lookup.fingerprint(split_spec(spec)[0]) for spec in prepared.weights},
             "machine": prepared.machine["id"],
             "weights": {spec: found.label for spec, found in prepared.weights.items()},
         }

@@ -3,7 +3,7 @@
 Contract (version 2; a worker of another checkout can be driven by the same file):
 
     in     JOB.json  {"version", "run", "out", "parent_pid", "settings", "text", "text_label",
-                      "machine", "weights", "groups": [[cell, ...], ...]}
+                      "model", "architectures", "machine", "weights", "groups": [[cell, ...], ...]}
     out    out/cells/KEY.parquet, one per cell, the moment it is finished
     stdout one JSON object per line: start, phase, done, failed (all with t_s on time.monotonic)
     exit   0 all groups done; 10 a cell failed and has its row, a fresh worker should go on;
@@ -27,7 +27,7 @@ from .plan import Cell, Settings
 from .rows import base_row, failure_row
 from .store import Row, first_line, write_rows
 
-#: 1: first version. 2: settings name a checkpoint and its tokenizer.
+#: 1: first version. 2: settings name a checkpoint and its tokenizer; fingerprints of what is opened.
 CONTRACT_VERSION = 2
 EXIT_CELL_FAILED, EXIT_CANNOT_WRITE, EXIT_ENVIRONMENT = 10, 11, 12
 
@@ -72,6 +72,8 @@ class Worker:
         if path is not None:
             opened = open_model(Path(path), self.settings.tokenizer, self.settings.allow_pickle)
             self.pretrained, tokenizer = opened.pretrained, opened.tokenizer
+            if opened.identity() != self.job["model"]:
+                raise ValueError(f"the checkpoint {path} changed since this run looked at it.")
         self.context = Context(tokenizer, text, self.settings.seed)
         if self.settings.memory_limit_bytes is not None:
             self.limit_memory(self.settings.memory_limit_bytes)
@@ -174,8 +176,13 @@ class Worker:
     def model(self, spec: str) -> Any:
         """The loaded model; loading is timed once per process."""
         if spec not in self.models:
+            from models import lookup
+            from models.spec import split_spec
+
             from .loading import load_model
 
+            if lookup.fingerprint(split_spec(spec)[0]) != self.job["architectures"][spec]:
+                raise ValueError(f"the file of architecture '{spec}' changed since this run looked at it.")
             start = time.perf_counter()
             self.models[spec] = load_model(spec, self.settings, self.shared, self.pretrained)
             self.load_s[spec] = time.perf_counter() - start
