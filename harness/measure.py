@@ -87,7 +87,7 @@ class Measurement:
 
 
 def prompt_mode(model: Any, settings: Settings, cases: Sequence[Case]) -> str:
-    """How prompts met the policy; chunks change what a bulk policy does, so they are named where they were."""
+    """How prompts met the policy; chunks change what a bulk policy does, so they are named where used."""
     chunk = settings.prefill_chunk
     whole = chunk is None or max(len(case.prompt) for case in cases) <= chunk
     return model.prompt_mode if whole else f"{model.prompt_mode}, chunks of {chunk}"

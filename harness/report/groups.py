@@ -193,7 +193,10 @@ def language(group: Group, source: tuple[str, str]) -> pd.DataFrame:
 
 def not_exercised(rows: pd.DataFrame) -> set[tuple[str, float]]:
     """(architecture, context) where a policy that can evict never had to: a full cache's numbers."""
-    rows = rows[~rows["family"].isin(NEVER_EVICT) & (rows["prompt_mode"].astype("string").str.split(",").str[0] != "parallel")]
+    rows = rows[
+        ~rows["family"].isin(NEVER_EVICT)
+        & (rows["prompt_mode"].astype("string").str.split(",").str[0] != "parallel")
+    ]
     counts = rows.dropna(subset=["requests_with_eviction"]).groupby(["architecture", "context"])
     most = counts["requests_with_eviction"].max()
     return set(most[most == 0].index)
