@@ -3,7 +3,7 @@
 Parsing and printing only; heavy imports happen inside the commands, so that --help is instant.
 
 Exit codes: 0 every cell measured (out of memory is a measured outcome); 1 some cell crashed or
-timed out; 2 wrong usage or bad input; 3 this environment cannot run it; 130 interrupted.
+timed out, or a law is broken; 2 wrong usage or bad input; 3 this environment cannot run it; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 app = typer.Typer(
     name="kvmark",
     help="What does a KV-cache architecture cost, and what does it lose?",
-    epilog="Exit codes: 0 measured, 1 a cell crashed or timed out, 2 wrong usage or input, "
-    "3 environment, 130 interrupted.",
+    epilog="Exit codes: 0 measured, 1 a cell crashed or timed out, or a law is broken, "
+    "2 wrong usage or input, 3 environment, 130 interrupted.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

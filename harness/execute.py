@@ -94,9 +94,10 @@ def execute(
             answers = _decode_forced(model, cases, logits_BV, cache, watch, peak, readings)
         elif forced:
             on_phase("score")
-            readings.scoring_mode = f"cache-extend, segments of {SCORE_SEGMENT}"
+            segment = min(SCORE_SEGMENT, prefill_chunk or SCORE_SEGMENT)
+            readings.scoring_mode = f"cache-extend, segments of {segment}"
             with watch.window() as readings.continuation:
-                answers = _score(model, cases, logits_BV, cache, tokenizer, device)
+                answers = _score(model, cases, logits_BV, cache, tokenizer, device, segment)
         else:
             on_phase("generate")
             readings.scoring_mode = "cache-generate"
@@ -109,7 +110,8 @@ def execute(
     readings.predicted = model.cache_bytes(capacity, len(cases), prompt=min(prompts))
     readings.evicted = cache.evicted()
     readings.statistics = cache.statistics()
-    readings.retained = retained(cache.kept_positions(), cache.seen)
+    if any(readings.evicted):  # a layer's own sliding window takes tokens, too, and evicts none
+        readings.retained = retained(cache.kept_positions(), cache.seen)
     on_phase("idle")
     return answers, readings
 
@@ -155,13 +157,14 @@ def _score(
     cache: Cache,
     tokenizer: Tokenizer,
     device: str,
+    segment: int,
 ) -> list[Answer]:
-    """Score each forced token once; segments of SCORE_SEGMENT go through the cache."""
+    """Score each forced token once; segments of that many tokens go through the cache."""
     tokens_BT, valid_BT = pad([case.forced or () for case in cases], tokenizer.pad, device)
     T = tokens_BT.shape[1]
     scored = [_logprobs(logits_BV, tokens_BT[:, 0])[:, None]]
-    for start in range(0, T - 1, SCORE_SEGMENT):
-        stop = min(start + SCORE_SEGMENT, T - 1)
+    for start in range(0, T - 1, segment):
+        stop = min(start + segment, T - 1)
         # The last token of a row is never fed: its logits would score nothing.
         fed = None if valid_BT is None else valid_BT[:, start + 1 : stop + 1]
         logits_BTV = model.extend(tokens_BT[:, start:stop], fed, cache, logits="all")

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import models
-from models.spec import SpecError
+from models.spec import SpecError, canonical, split_spec
 
 from .plan import Settings
 
@@ -38,6 +38,7 @@ class Weights:
     cards: dict[str, dict[str, Any]]  # by name; empty for random weights
     shape: dict[str, Any]
     owners: dict[str, str] = field(default_factory=dict)
+    budget: int | None = None  # in tokens, where the architecture has one
 
 
 def weights_of(spec: str, settings: Settings, pretrained: Pretrained | None = None) -> Weights:
@@ -50,13 +51,13 @@ def weights_of(spec: str, settings: Settings, pretrained: Pretrained | None = No
     plan = _Plan(spec, settings, pretrained)
     shape = dataclasses.asdict(plan.shape)
     if settings.shape is not None:
-        return Weights(f"random@seed={settings.seed}", {}, shape, plan.owners)
+        return Weights(f"random@seed={settings.seed}", {}, shape, plan.owners, plan.budget)
     if pretrained is None:
         # Assigned to a model that is thrown away: weights that do not fit are found before anything runs.
         checkpoint.assign(plan.model, plan.base() | plan.added, "+".join(plan.cards))
     cards = plan.cards if pretrained is None else {pretrained.name: plan.card_of_others()} | plan.cards
     label = "+".join(f"{name}@{short(card['sha256'])}" for name, card in cards.items())
-    return Weights(label, cards, shape, plan.owners)
+    return Weights(label, cards, shape, plan.owners, plan.budget)
 
 
 def load_model(
@@ -104,6 +105,8 @@ class _Plan:
         self.base_name, *added = module.Model.weight_names(options)
         if pretrained is not None and self.base_name != "transformer":
             raise SpecError(f"'{spec}' has weights of its own; --model holds a Transformer.")
+        self.resolved = canonical(split_spec(spec)[0], options)
+        self.budget = getattr(options, "budget", None)
         self.model = self._without_memory(spec)
         if settings.shape is None:
             for name in added:
@@ -193,6 +196,9 @@ class _Plan:
         try:
             return checkpoint.load(name, base=base)
         except checkpoint.WeightsError as error:
+            if base is not None:  # compressors: the command names spec and checkpoint
+                command = f"kvmark train {self.resolved} --model {self.settings.model} --data FOLDER"
+                error = type(error)(str(error).replace("'kvmark train'", f"'{command}'"))
             raise _needed(self.spec, error) from None
 
 

@@ -116,8 +116,9 @@ METRICS: dict[str, Metric] = {
     "peak_continuation_bytes": Metric("bytes", "low", "peak, continuation", format_bytes),
     # what a policy did
     "lococo_alpha": Metric("share", None, "LoCoCo α", format_number),
+    "budget_tokens": Metric("tokens", None, "budget", format_count),
     "compressions": Metric("count", None, "compressions", format_count),
-    "evicted_tokens": Metric("tokens", None, "evicted tokens", format_count),
+    "evicted_tokens": Metric("tokens", None, "evicted tokens, all layers", format_count),
     "seen_tokens": Metric("tokens", None, "seen tokens", format_count),
     "evicted_share": Metric("share", None, "evicted share", format_share),
     # what a policy kept, per layer (harness.retained)

@@ -18,6 +18,7 @@ import contextlib
 import dataclasses
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +26,9 @@ from typing import TYPE_CHECKING, Any
 from models.spec import SpecError
 
 if TYPE_CHECKING:
+    from models.architecture import Shape
     from models.pretrained import Pretrained
+    from suites.suite import Case
     from suites.tokenizer import Tokenizer
 
 READ = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model")
@@ -43,9 +46,9 @@ class Opened:
     tokenizer: Tokenizer
     revision: str | None
 
-    def identity(self) -> list[str]:
-        """What may not change between the look at a checkpoint and its measurement."""
-        return [self.pretrained.fingerprint, self.tokenizer.fingerprint]
+    def fingerprints(self) -> str:
+        """Checkpoint and tokenizer in one word: what a worker opens is what was prepared."""
+        return f"{self.pretrained.name}@{self.pretrained.fingerprint} with {self.tokenizer.fingerprint}"
 
     def card(self) -> dict[str, Any]:
         """What a run's manifest says about it."""
@@ -74,11 +77,29 @@ def open_model(path: Path, tokenizer: str | None = None, allow_pickle: bool = Fa
     return Opened(pretrained, own, revision)
 
 
+def most_fed(cases: Iterable[Case]) -> int:
+    """Tokens of the longest request that a model sees: the last one of a continuation is never fed."""
+    return max((max(len(case.prompt), case.num_tokens - 1) for case in cases), default=0)
+
+
 def beyond(num_tokens: int, context_length: int | None) -> str | None:
     """What to say of requests that are longer than a checkpoint was trained for; None: they are not."""
     if context_length is None or num_tokens <= context_length:
         return None
     return f"{num_tokens:,} tokens, beyond the checkpoint's context of {context_length:,}"
+
+
+def within_window(shape: Shape, budget: int | None) -> str | None:
+    """What to say of a budget that holds all that a checkpoint's own window shows; None: it does not."""
+    window = shape.sliding_window
+    if not shape.sliding_layers or window is None or budget is None or window > budget:
+        return None
+    sliding = len(shape.sliding_layers)
+    layers = "" if sliding == shape.num_layers else f" in {sliding} layers"
+    return (
+        f"the checkpoint's own sliding window of {window:,} tokens{layers} lies within the budget of "
+        f"{budget:,}: nothing that it shows has to be evicted there"
+    )
 
 
 def locate(path_or_id: str, allow_pickle: bool = False) -> Path:

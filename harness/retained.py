@@ -8,8 +8,9 @@ Of one request that has seen N tokens, in a layer and KV head that holds n of th
                             bin 0 the newest tenth of the sequence, bin 9 the oldest
 
 A cell has one row per layer (and bin): the mean over its requests, and before that over the heads where
-these hold different tokens. Requests that nothing was taken from in a layer do not count, so a full cache
-has no such rows; nor has a cache whose slots have no positions (LoCoCo's mixtures).
+these hold different tokens. Requests that nothing was taken from in a layer do not count, and where no
+token was evicted nothing is looked at: a full cache has no such rows, whatever windows its layers have.
+Nor has a cache whose slots have no positions (LoCoCo's mixtures).
 """
 
 from __future__ import annotations

@@ -58,6 +58,9 @@ def model_rows(base: Row, model: Any, load_s: float | None) -> Iterator[Row]:
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     yield _number(base, "weights_bytes", weights, "load")
     yield _number(base, "compressor_bytes", model.compressor_bytes(), "load")
+    budget = getattr(getattr(model, "options", None), "budget", None)
+    if budget is not None:
+        yield _number(base, "budget_tokens", budget, "load")
     if load_s is not None:
         yield _number(base, "load_s", load_s, "load")
 

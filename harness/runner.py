@@ -14,7 +14,7 @@ import errno
 import fcntl
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -30,12 +30,13 @@ from suites.tokenizer import ByteTokenizer, Tokenizer
 from .environment import machine_card
 from .loading import Weights, weights_of
 from .plan import Cell, Job, Plan, Settings, digest, jobs
-from .pretrained import Opened, beyond, locate, open_model
+from .pretrained import Opened, beyond, locate, most_fed, open_model, within_window
 from .store import SCHEMA, SCHEMA_VERSION, StoreError, read_table, write_atomic, write_table
 from .supervise import EnvironmentRefuses, Event, Supervisor
 
 #: Settings that do not change what a finished cell's numbers are. A checkpoint counts by what is in it.
-UNKEYED = ("replicates", "timeout_s", "model", "tokenizer", "allow_pickle")
+_SPELLING = ("model", "tokenizer", "allow_pickle")
+UNKEYED = ("replicates", "timeout_s", *_SPELLING)
 
 
 class UsageError(ValueError):
@@ -55,6 +56,9 @@ class Prepared:
     notes: dict[str, dict[str, str]]  # by suite: protocol and the like
     opened: Opened | None = None  # the checkpoint of --model
     remarks: tuple[str, ...] = ()  # what the user should know before it runs
+    # As they were when the keys were made: what a worker opens must still be that.
+    checkpoint: str | None = None
+    architectures: dict[str, str | None] = field(default_factory=dict)  # hash of a file that is not ours
 
     @property
     def settings(self) -> Settings:
@@ -110,24 +114,30 @@ def prepare(plan: Plan, commit: str | None = None) -> Prepared:
     machine = machine_card(settings.device, settings.threads, commit)
     plan = dataclasses.replace(plan, architectures=tuple(specs), suites=tuple(suite_specs))
     interleaved = {spec: cls.interleaved and settings.interleave for spec, cls in classes.items()}
-    prepared = Prepared(plan, [], interleaved, text, weights, machine, {}, opened)
+    prepared = Prepared(
+        plan, [], interleaved, text, weights, machine, {}, opened,
+        checkpoint=opened and opened.fingerprints(),
+        architectures={spec: lookup.fingerprint(split_spec(spec)[0]) for spec in specs},
+    )  # fmt: skip
     inputs = [
         {key: value for key, value in dataclasses.asdict(settings).items() if key not in UNKEYED},
         text and text.label, machine["id"], machine["packages"], machine["source_hash"],
         opened and [opened.card(), opened.tokenizer.eos],
     ]  # fmt: skip
     remarks = []
+    if opened:
+        said_of = {spec: within_window(opened.pretrained.shape, weights[spec].budget) for spec in specs}
+        remarks += [f"{spec}: {said}." for spec, said in said_of.items() if said]
     for suite_spec, cls in classes.items():
         suite = prepared.suite(suite_spec)
         prepared.notes[suite_spec] = suite.notes()
         grid = suite.cells()
         # A text that is too short, or lost on the tokenizer, is found now and not by a worker.
         largest = [] if cls.driven else list(suite.cases(grid[-1]))
-        longest = max((case.num_tokens for case in largest), default=0)
-        if opened and (said := beyond(longest, opened.pretrained.context_length)):
+        if opened and (said := beyond(most_fed(largest), opened.pretrained.context_length)):
             remarks.append(f"{suite_spec} goes up to {said}.")
         for spec in specs:
-            own = [weights[spec].label, weights[spec].shape, lookup.fingerprint(split_spec(spec)[0])]
+            own = [weights[spec].label, weights[spec].shape, prepared.architectures[spec]]
             for replicate in range(settings.replicates if cls.interleaved else 1):
                 for axes in grid:
                     key = digest(spec, suite_spec, axes, replicate, own, inputs)
@@ -195,10 +205,10 @@ def run(
             "settings": dataclasses.asdict(prepared.settings),
             "text": prepared.plan.text,
             "text_label": None if prepared.text is None else prepared.text.label,
-            "model": prepared.opened and prepared.opened.identity(),
-            "architectures": {spec: lookup.fingerprint(split_spec(spec)[0]) for spec in prepared.weights},
             "machine": prepared.machine["id"],
             "weights": {spec: found.label for spec, found in prepared.weights.items()},
+            "checkpoint": prepared.checkpoint,
+            "architectures": prepared.architectures,
         }
         done = finished(out, [cell.key for cell in prepared.cells])
         if retry_failed:
@@ -251,7 +261,7 @@ def _manifest(prepared: Prepared, out: Path) -> dict[str, Any]:
     if path.exists():
         try:
             old = json.loads(path.read_text(encoding="utf-8"))
-            same, created, name = _comparable(old["plan"]) == _comparable(plan), old["created"], old["run"]
+            same, created, name = _same_plan(old, plan, prepared.opened), old["created"], old["run"]
         except (OSError, ValueError, KeyError, TypeError):
             raise UsageError(f"{path} is not a readable run manifest; choose another --out.") from None
         if not same:
@@ -274,6 +284,11 @@ def _manifest(prepared: Prepared, out: Path) -> dict[str, Any]:
         },
         "model": prepared.opened and prepared.opened.card(),
         "suites": prepared.notes,
+        "architectures": {
+            # Of a file that is not ours (null: the sources' hash has it), and a budget in tokens.
+            spec: {"sha256": prepared.architectures[spec], "budget": found.budget}
+            for spec, found in prepared.weights.items()
+        },
         "weights": {
             name: {k: card.get(k) for k in ("sha256", "parameters", "tokens", "notes", "command", "commit")}
             for found in prepared.weights.values()
@@ -287,10 +302,20 @@ def _manifest(prepared: Prepared, out: Path) -> dict[str, Any]:
     return manifest
 
 
-def _comparable(plan: dict[str, Any]) -> dict[str, Any]:
-    """A plan without what may change between two sessions of one run."""
-    settings = {key: value for key, value in plan["settings"].items() if key != "timeout_s"}
-    return plan | {"settings": settings}
+def _same_plan(old: dict[str, Any], plan: dict[str, Any], opened: Opened | None) -> bool:
+    """Whether a manifest is of this plan. A checkpoint may be spelled in another way if it is the same."""
+
+    def without(plan: dict[str, Any], *keys: str) -> dict[str, Any]:
+        return plan | {"settings": {k: v for k, v in plan["settings"].items() if k not in keys}}
+
+    if without(old["plan"], "timeout_s") == without(plan, "timeout_s"):
+        return True  # what lies there may have changed: then its cells have other keys
+    before, now = old.get("model"), opened and opened.card()
+    if not before or not now:
+        return False
+    if any(before[k] != now[k] for k in ("name", "fingerprint", "tokenizer")):
+        return False
+    return without(old["plan"], "timeout_s", *_SPELLING) == without(plan, "timeout_s", *_SPELLING)
 
 
 @contextlib.contextmanager

@@ -22,6 +22,9 @@ from .training import Training, books_card, carry_out
 
 FAMILY_LENGTHS, FAMILY_SHARES = (256, 512, 1024, 2048), (0.4, 0.3, 0.2, 0.1)
 
+#: Of blocks per sequence and of sequences per step, far above any training.
+MOST = 1_000_000
+
 
 @dataclass(frozen=True)
 class Order:
@@ -77,6 +80,11 @@ def train(
         raise SpecError(f"'{kind}' has no weights of its own; train transformer, yoco or lococo.")
     if kind != "lococo" and any((order.model, order.recipe, order.period, order.sequences)):
         raise SpecError("--model, --recipe, --period and --sequences are for training lococo.")
+    if order.model is None and (order.tokenizer is not None or order.allow_pickle):
+        raise SpecError("--tokenizer and --allow-pickle are for --model, and none is given.")
+    for name in ("period", "sequences"):
+        if (value := getattr(order, name)) is not None and value > MOST:
+            raise SpecError(f"--{name} must be at most {MOST:,}, not {value:,}.")
     check_device(order.device)
     torch.set_num_threads(threads)
     torch.manual_seed(order.seed)

@@ -1,9 +1,9 @@
 """One process per job: `python -m harness.worker JOB.json`.
 
-Contract (version 2; a worker of another checkout can be driven by the same file):
+Contract (version 3; a worker of another checkout can be driven by the same file):
 
     in     JOB.json  {"version", "run", "out", "parent_pid", "settings", "text", "text_label",
-                      "model", "architectures", "machine", "weights", "groups": [[cell, ...], ...]}
+                      "machine", "weights", "checkpoint", "architectures", "groups": [[cell, ...], ...]}
     out    out/cells/KEY.parquet, one per cell, the moment it is finished
     stdout one JSON object per line: start, phase, done, failed (all with t_s on time.monotonic)
     exit   0 all groups done; 10 a cell failed and has its row, a fresh worker should go on;
@@ -27,8 +27,8 @@ from .plan import Cell, Settings
 from .rows import base_row, failure_row
 from .store import Row, first_line, write_rows
 
-#: 1: first version. 2: settings name a checkpoint and its tokenizer; fingerprints of what is opened.
-CONTRACT_VERSION = 2
+#: 1: first version. 2: settings name a checkpoint and its tokenizer. 3: fingerprints of what is opened.
+CONTRACT_VERSION = 3
 EXIT_CELL_FAILED, EXIT_CANNOT_WRITE, EXIT_ENVIRONMENT = 10, 11, 12
 
 
@@ -61,19 +61,20 @@ class Worker:
         from .loading import check_device
         from .pretrained import open_model
 
+        self.check_architectures()
         check_device(self.settings.device)
         torch.set_num_threads(self.settings.threads)
         text = None
         if self.job["text_label"] is not None:
             text = resolve(self.job["text"], data_dir=Path.cwd() / "data")
             if text.label != self.job["text_label"]:
-                raise ValueError(f"the text changed from {self.job['text_label']} to {text.label}.")
+                raise ValueError(_changed("text", self.job["text_label"], text.label))
         tokenizer, path = ByteTokenizer(), self.settings.model
         if path is not None:
             opened = open_model(Path(path), self.settings.tokenizer, self.settings.allow_pickle)
+            if (now := opened.fingerprints()) != self.job["checkpoint"]:
+                raise ValueError(_changed("checkpoint", self.job["checkpoint"], now))
             self.pretrained, tokenizer = opened.pretrained, opened.tokenizer
-            if opened.identity() != self.job["model"]:
-                raise ValueError(f"the checkpoint {path} changed since this run looked at it.")
         self.context = Context(tokenizer, text, self.settings.seed)
         if self.settings.memory_limit_bytes is not None:
             self.limit_memory(self.settings.memory_limit_bytes)
@@ -81,6 +82,15 @@ class Worker:
             if not self.run_group([Cell(**cell) for cell in group]):
                 return EXIT_CELL_FAILED
         return 0
+
+    def check_architectures(self) -> None:
+        """Files of the user's are still those that the cells' keys name. Raises ValueError."""
+        from models.lookup import fingerprint
+        from models.spec import split_spec
+
+        for spec, before in self.job["architectures"].items():
+            if (now := fingerprint(split_spec(spec)[0])) != before:
+                raise ValueError(_changed(f"file of architecture '{spec}'", before, now))
 
     def limit_memory(self, limit_bytes: int) -> None:
         """Libraries count as memory: first all that a measurement imports, then the limit."""
@@ -176,17 +186,16 @@ class Worker:
     def model(self, spec: str) -> Any:
         """The loaded model; loading is timed once per process."""
         if spec not in self.models:
-            from models import lookup
-            from models.spec import split_spec
-
             from .loading import load_model
 
-            if lookup.fingerprint(split_spec(spec)[0]) != self.job["architectures"][spec]:
-                raise ValueError(f"the file of architecture '{spec}' changed since this run looked at it.")
             start = time.perf_counter()
             self.models[spec] = load_model(spec, self.settings, self.shared, self.pretrained)
             self.load_s[spec] = time.perf_counter() - start
         return self.models[spec]
+
+
+def _changed(what: str, before: str | None, now: str | None) -> str:
+    return f"the {what} changed from {before} to {now}."
 
 
 def is_out_of_memory(error: BaseException) -> bool:

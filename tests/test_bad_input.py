@@ -385,3 +385,19 @@ def test_the_context_of_a_short_book_is_its_own_length(tmp_path):
     (tmp_path / "short.txt").write_text("abc")
     prepared = prepare(Plan("p", ("transformer",), ("pg19",), text=str(tmp_path / "short.txt")))
     assert [cell.axes for cell in prepared.cells] == [{"context": 3}]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("transformer", "--tokenizer", "t.json"), "are for --model, and none is given"),
+        (("lococo:budget=64", "--allow-pickle"), "are for --model, and none is given"),
+        (
+            ("lococo:budget=64", "--recipe", "official", "--sequences", str(10**12)),
+            "--sequences must be at most",
+        ),
+        (("lococo:budget=64", "--recipe", "official", "--period", str(10**12)), "--period must be at most"),
+    ],
+)
+def test_options_of_training_that_cannot_be_meant(desk, options, words):
+    assert words in refused(desk, "train", *options, "--data", ".")

@@ -254,3 +254,18 @@ def test_the_random_control_draws_by_the_seed_of_the_case(model):
     other = execute(net, reseeded, TOKENIZER, "cpu")[0]
     assert not close(other[0].logprobs, first.logprobs)
     assert close(other[1].logprobs, second.logprobs)
+
+
+@pytest.mark.parametrize(("chunk", "segment"), [(None, 512), (7, 7), (600, 512)])
+def test_a_chunk_bounds_scored_segments_too_and_their_number_is_said(model, monkeypatch, chunk, segment):
+    net, seen = model("transformer"), []
+    extend = net.extend
+
+    def watched(tokens_BT, *rest, **more):
+        seen.append(tokens_BT.shape[1])
+        return extend(tokens_BT, *rest, **more)
+
+    monkeypatch.setattr(net, "extend", watched)
+    _, readings = execute(net, forced([(5, 30)]), TOKENIZER, "cpu", prefill_chunk=chunk)
+    assert readings.scoring_mode == f"cache-extend, segments of {segment}"
+    assert max(seen) == min(segment, 29)

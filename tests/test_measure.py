@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -88,3 +89,32 @@ def test_architectures_on_the_same_weights_share_their_tensors():
     for spec, model in models.items():
         alone = load_model(spec, SETTINGS)
         assert torch.equal(model(tokens_BT), alone(tokens_BT))
+
+
+class Scored(Suite):
+    """Five requests of growing length in batches of two."""
+
+    def cases(self, cell):
+        for i in range(5):
+            yield Case(f"c{i}", tuple(range(6 + i)), forced=(4, 5, 6))
+
+    def score(self, case, answer):
+        return {}
+
+
+@pytest.mark.parametrize(
+    ("chunk", "mode"), [(None, "stepwise"), (10, "stepwise"), (9, "stepwise, chunks of 9")]
+)
+def test_chunks_are_named_where_a_prompt_of_the_cell_was_cut(monkeypatch, chunk, mode):
+    """The longest prompt has 10 tokens."""
+    monkeypatch.setitem(globals(), "SETTINGS", replace(SETTINGS, prefill_chunk=chunk))
+    rows = measure(Scored(Suite.Options(), Context(ByteTokenizer(), None)))
+    assert {row.prompt_mode for row in rows} == {mode}
+
+
+def test_what_was_kept_over_several_batches_is_of_no_batch():
+    rows = measure(Scored(Suite.Options(), Context(ByteTokenizer(), None)))
+    kept = [row for row in rows if row.metric.startswith("retained")]
+    assert kept and {row.batch for row in kept} == {None}
+    assert {row.batch for row in rows if row not in kept} == {1, 2}
+    assert {row.value for row in rows if row.metric == "budget_tokens"} == {4.0}

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import math
 import os
-from dataclasses import replace
+import re
+import subprocess
+import sys
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
-from harness_help import one_sentence, rows, tree
+from harness_help import ROOT, one_sentence, rows, tree
 from pretrained_help import write_checkpoint
 from test_bad_input import ask
 from tokenizer_help import PROSE, write_byte_bpe
@@ -22,8 +25,9 @@ from harness.measure import Measurement
 from harness.plan import Cell, Plan, Settings
 from harness.pretrained import locate, open_model
 from harness.rows import base_row, cell_rows
-from harness.runner import prepare
-from models import checkpoint
+from harness.runner import UsageError, _manifest, prepare
+from harness.worker import CONTRACT_VERSION, EXIT_ENVIRONMENT
+from models import checkpoint, lookup
 from models.shapes import SHAPES
 from models.spec import SpecError
 
@@ -209,7 +213,7 @@ def test_all_suites_run_on_a_checkpoints_own_tokens(desk, puts_bos):
     assert values["pg19", "num_bytes"] == len(text.encode()) - len(first)
     assert values["pg19", "num_tokens"] == len(ids) - given
     assert prepared.remarks == (
-        f"pg19:books=1 goes up to {values['pg19', 'num_tokens'] + 1:,.0f} tokens, beyond the checkpoint's "
+        f"pg19:books=1 goes up to {values['pg19', 'num_tokens']:,.0f} tokens, beyond the checkpoint's "
         "context of 200.",
     )
 
@@ -271,7 +275,7 @@ def test_the_plan_says_what_goes_beyond_the_context(desk):
     llama(desk / "tiny")
     done = ask("plan", "--model", "tiny", "-a", "tova", "-s", "decode", "--contexts", "100,300")
     assert done.code == 0
-    assert "goes up to 333 tokens, beyond the checkpoint's context of 200." in done.out
+    assert "goes up to 332 tokens, beyond the checkpoint's context of 200." in done.out
 
 
 def test_a_model_is_a_key_of_plan_files(desk):
@@ -401,3 +405,88 @@ def test_pickles_are_fetched_only_where_they_are_allowed(hub, monkeypatch):
     asked.clear()
     locate("org/tiny", allow_pickle=True)
     assert asked == [(True, False), (False, False), (True, True), (False, True)]
+
+
+# --- what is opened is what was prepared -----------------------------------------------------------
+
+
+def refusal_of_worker(desk: Path, prepared, **changes) -> str:
+    """What a worker process says to its job file, which has no cell to measure; "" if all is well."""
+    job = {
+        "version": CONTRACT_VERSION, "parent_pid": os.getpid(), "run": "r", "out": "r", "text": None,
+        "text_label": None, "machine": "m", "weights": {}, "groups": [], "architectures": {},
+        "settings": asdict(prepared.settings), "checkpoint": prepared.checkpoint,
+    }  # fmt: skip
+    (desk / "JOB.json").write_text(json.dumps(job | changes))
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "harness.worker", "JOB.json"], cwd=desk, text=True, capture_output=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == (EXIT_ENVIRONMENT if done.stderr else 0) and "Traceback" not in done.stderr
+    return done.stderr
+
+
+def test_a_worker_refuses_what_changed_since_it_was_prepared(desk, monkeypatch):
+    path = llama(desk / "tiny")
+    prepared = prepare(Plan("p", ("tova:budget=8",), ("decode:contexts=20",), Settings(model="tiny")))
+    (desk / "mine.py").write_text("pass")
+    monkeypatch.setenv("KVMARK_ARCHITECTURES", str(desk / "mine.py"))
+    known = {"mine:budget=4": lookup.fingerprint("mine"), "tova:budget=8": None}
+    assert refusal_of_worker(desk, prepared, architectures=known) == ""
+    said = refusal_of_worker(desk, prepared, architectures={"mine:budget=4": "abc"})
+    assert re.fullmatch(
+        "the file of architecture 'mine:budget=4' changed from abc to [0-9a-f]{64}[.]\n", said
+    )
+    for touched in ("tokenizer.json", "config.json"):
+        content = (path / touched).read_text()
+        (path / touched).write_text(content + " ")
+        said = refusal_of_worker(desk, prepared)
+        assert said.startswith(f"the checkpoint changed from {prepared.checkpoint} to tiny@"), said
+        (path / touched).write_text(content)
+
+
+def test_the_manifest_names_budgets_and_another_spelling_is_the_same_plan(desk):
+    path, out = llama(desk / "tiny"), desk / "r"
+    out.mkdir()
+
+    def manifest(model: str, **settings):
+        suite = ("decode:contexts=20",)
+        prepared = prepare(Plan("p", ("tova:budget=8",), suite, Settings(model=model, **settings)))
+        return _manifest(prepared, out)
+
+    first = manifest("tiny")
+    assert first["architectures"] == {"tova:budget=8": {"sha256": None, "budget": 8}}
+    for spelling in ("./tiny", str(path)):
+        again = manifest(spelling, tokenizer="tiny/tokenizer.json")
+        assert again["cells"] == first["cells"] and again["created"] == first["created"]
+    with pytest.raises(UsageError, match="another plan"):
+        manifest("tiny", seed=1)
+    write_checkpoint(desk / "b" / "tiny", "llama", **SIZES | {"rms_norm_eps": 1e-5})
+    write_byte_bpe(desk / "b" / "tiny")
+    with pytest.raises(UsageError, match="another plan"):
+        manifest("b/tiny")
+
+
+def test_a_window_within_the_budget_is_remarked_and_stands_in_the_rows(desk):
+    write_checkpoint(desk / "sliding", "mistral", **SIZES | {"sliding_window": 40})
+    write_byte_bpe(desk / "sliding")
+    specs = ("transformer", "tova:budget=39", "tova:budget=40")
+    plan = Plan("p", specs, ("decode:contexts=60,new_tokens=3",), Settings(model="sliding"))
+    prepared = prepare(plan)
+    (remark,) = prepared.remarks
+    assert remark.startswith("tova:budget=40: the checkpoint's own sliding window of 40 tokens lies within")
+    for spec in specs:
+        found = measured(prepared, spec, prepared.plan.suites[0])
+        said = {row.message for row in found if not math.isnan(row.value)}
+        assert said == {remark.removeprefix(f"{spec}: ").rstrip(".") if spec == specs[2] else None}
+        budgets = [row.value for row in found if row.metric == "budget_tokens"]
+        assert budgets == ([] if spec == "transformer" else [float(spec[-2:])])
+        kept = {row.metric for row in found if row.metric.startswith("retained")}
+        assert bool(kept) is (spec != "transformer"), "a window of the network is no policy"
+
+
+def test_compressors_that_lack_are_named_with_their_command(desk):
+    opened = open_model(llama(desk / "tiny"))
+    command = "kvmark train lococo:budget=64 --model ./tiny --data FOLDER"
+    with pytest.raises(checkpoint.WeightsError, match=re.escape(command)):
+        weights_of("lococo:budget=64", Settings(model="./tiny"), opened.pretrained)

@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
@@ -17,7 +18,7 @@ from recorded_run import COLD_S, OTHER_TEXT, PG19_TEXT, SMALL, UNVERIFIED_TEXT, 
 from harness.metrics import METRICS, metric
 from harness.plan import Cell, Job
 from harness.report import build, load_run, summary
-from harness.report.groups import groups, is_pg19, language, language_sources
+from harness.report.groups import groups, is_pg19, language, language_sources, not_exercised
 from harness.report.markdown import markdown
 from harness.report.statistics import language_totals, paired_difference_is_real, spread, wilson
 from harness.report.verdict import by_context
@@ -306,3 +307,23 @@ def test_plan_table_asks_once_per_job_and_admits_what_nobody_knows(capsys):
     known, unknown = [line for line in capsys.readouterr().out.splitlines() if "suite-" in line]
     assert asked == ["a", "b"]
     assert "3.00 MiB" in known and "5.00 KiB" in known and unknown.count("–") == 2
+
+
+def test_a_text_without_a_word_has_no_word_perplexity():
+    totals = language_totals(
+        pd.DataFrame({"nll_nats": [np.float64(2.0)], "num_bytes": [1.0], "num_words": [0.0]})
+    )
+    assert math.isnan(totals["word_ppl"]) and totals["bits_per_byte"] > 0
+
+
+def test_chunks_do_not_make_a_parallel_policy_one_that_had_nothing_to_do():
+    rows = pd.DataFrame(
+        {
+            "family": "snapkv",
+            "architecture": ["a", "b"],
+            "context": 64,
+            "prompt_mode": ["parallel, chunks of 8", "bulk, chunks of 8"],
+            "requests_with_eviction": 0,
+        }
+    )
+    assert not_exercised(rows) == {("b", 64)}

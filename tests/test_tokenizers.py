@@ -225,3 +225,51 @@ def test_the_published_tokenizer_encodes_the_published_story():
     assert file.name == "tok512.bin"
     assert [tokenizer.bos, *tokenizer.encode(story["text"])] == story["token_ids"]
     assert tokenizer.decode(story["token_ids"]) == story["text"]
+
+
+# --- hostile files ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("token", [{}, 5, [], "<nobody>", {"content": 3}])
+def test_a_bos_token_that_is_none_is_one_sentence(tmp_path, token):
+    file = write_byte_bpe(tmp_path, add_bos_token=True, bos_token=token)
+    with pytest.raises(TokenizerError, match="'bos_token' in .* must be a token of tokenizer.json"):
+        open_tokenizer(file, 1000, None, ())
+
+
+@pytest.mark.parametrize("kind", ["nested", "pipe", "huge", "folder"])
+def test_hostile_settings_are_one_sentence(tmp_path, kind):
+    file, settings = write_byte_bpe(tmp_path), tmp_path / "tokenizer_config.json"
+    if kind == "nested":
+        settings.write_text('{"a":' + "[" * 100_000 + "]" * 100_000 + "}")
+    elif kind == "pipe":
+        os.mkfifo(settings)
+    elif kind == "folder":
+        settings.mkdir()
+    else:
+        with settings.open("wb") as hole:
+            hole.truncate(10**10)
+    with pytest.raises(TokenizerError, match="tokenizer_config.json"):
+        open_tokenizer(file, 1000, None, ())
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tok.bin"])
+def test_a_huge_tokenizer_is_not_read(tmp_path, name):
+    with (tmp_path / name).open("wb") as hole:
+        hole.truncate(10**12)
+    assert "at most" in refusal(tmp_path / name)
+
+
+def test_a_vocabulary_without_text_is_refused(tmp_path):
+    values = json.loads(write_byte_bpe(tmp_path).read_text())
+    values["model"] |= {"vocab": {"<s>": 0, "</s>": 1}, "merges": []}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(values))
+    assert "only special ones" in refusal(tmp_path / "tokenizer.json")
+
+
+def test_failures_of_the_library_are_one_sentence(tmp_path):
+    tokenizer = open_tokenizer(write_byte_bpe(tmp_path), 1000, None, ())
+    with pytest.raises(TokenizerError, match=r"tokenizer.json cannot encode \(.*\)\.$"):
+        tokenizer.encode("\ud800")
+    with pytest.raises(TokenizerError, match=r"tokenizer.json cannot decode \(.*\)\.$"):
+        tokenizer.decode([-1])

@@ -67,11 +67,16 @@ def language_totals(cases: pd.DataFrame) -> dict[str, float]:
     totals = cases.reindex(columns=["nll_nats", "num_bytes", "num_tokens", "num_words"]).sum(min_count=1)
     nll = totals["nll_nats"]
     return {
-        "bits_per_byte": nll / math.log(2) / totals["num_bytes"],
-        "token_ppl": _exp(nll / totals["num_tokens"]),
-        "word_ppl": _exp(nll / totals["num_words"]),
+        "bits_per_byte": _per(nll / math.log(2), totals["num_bytes"]),
+        "token_ppl": _exp(_per(nll, totals["num_tokens"])),
+        "word_ppl": _exp(_per(nll, totals["num_words"])),
         **totals.to_dict(),
     }
+
+
+def _per(total: float, count: float) -> float:
+    """NaN where there was nothing to count: a text may be shorter than a word."""
+    return total / count if count else math.nan
 
 
 def _exp(nats: float) -> float:

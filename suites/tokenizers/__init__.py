@@ -70,6 +70,22 @@ def open_tokenizer(file: Path, vocab: int, bos: int | None, eos: tuple[int, ...]
     return found
 
 
+#: Bytes of a tokenizer file; the largest published ones have a third of it.
+LIMIT = 100_000_000
+
+
+def read(file: Path, limit: int = LIMIT) -> bytes:
+    """A regular file of at most `limit` bytes. Raises TokenizerError."""
+    from models.pretrained.files import PretrainedError, read_at, regular_size
+
+    try:
+        if (size := regular_size(file)) > limit:
+            raise TokenizerError(f"{file} has {size} bytes; at most {limit} are read.")
+        return read_at(file, 0, size)
+    except PretrainedError as error:
+        raise TokenizerError(str(error)) from None
+
+
 def _convert(file: Path) -> str:
     return (
         f"{file} is SentencePiece's format, which kvmark does not read: write a tokenizer.json beside it "

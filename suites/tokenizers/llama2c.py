@@ -18,7 +18,7 @@ import struct
 from collections.abc import Iterable
 from pathlib import Path
 
-from . import TokenizerError
+from . import TokenizerError, read
 
 BOS, EOS, FIRST_BYTE, FIRST_PIECE = 1, 2, 3, 259
 
@@ -102,10 +102,7 @@ def num_entries(file: Path) -> int | None:
 
 def _entries(file: Path) -> tuple[bytes, list[tuple[bytes, float]]]:
     """The file and its (piece, score) by id. Raises TokenizerError."""
-    try:
-        raw = file.read_bytes()
-    except OSError as error:
-        raise TokenizerError(f"{file} cannot be read ({error.strerror}).") from None
+    raw = read(file)
     entries, offset = [], 4
     try:
         while offset < len(raw):
