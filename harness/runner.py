@@ -213,7 +213,10 @@ def run(
         done = finished(out, [cell.key for cell in prepared.cells])
         if retry_failed:
             done = {key: status for key, status in done.items() if status not in ("crash", "timeout")}
-        on_event({"event": "resume", "done": len(done), "cells": len(prepared.cells)})
+        # Of a checkpoint, text, package or source that has changed since; the journal keeps them.
+        others = {path.stem for path in (out / "cells").glob("*.parquet")} - {c.key for c in prepared.cells}
+        counts = {"done": len(done), "others": len(others), "cells": len(prepared.cells)}
+        on_event({"event": "resume", **counts})
         supervisor = Supervisor(out, prepared.plan.settings, common, on_event, dict(done))
         try:
             for job in prepared.jobs(set(done)):

@@ -72,6 +72,11 @@ class Progress:
             self.bar.update(self.task, completed=self.done)
             if self.done:
                 console.print(f"{self.done} of {event['cells']} cells were measured before.")
+            if event["others"]:
+                console.print(
+                    f"{event['others']} cells here were measured with another checkpoint, text, package, "
+                    "source or machine: they stay in cells/, and rows.parquet leaves them out."
+                )
         elif kind == "start":
             cell = self.cells[event["cell"]]
             axes = " ".join(f"{k}={v}" for k, v in cell.axes.items())

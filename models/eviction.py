@@ -167,7 +167,7 @@ class Evictor(LayerCache):
         if rate:
             self.rows["sorted"] = [0] * self.batch
             row_BPS = None if row_BP1S is None else row_BP1S[:, :, 0]
-            victim = oldest_minimum(self.rate(self.meta, row_BPS, pos, position_B), pos)
+            victim = oldest_minimum(self.rate(self.meta, row_BPS, pos, position_B), pos, settled)
             if settled:
                 pos.scatter_(2, victim[:, :, None], -1)
                 self.tensors["free"] = victim
@@ -194,8 +194,17 @@ def _like(flag_B: Tensor, x: Tensor) -> Tensor:
     return flag_B.view(-1, *[1] * (x.ndim - 1))
 
 
-def oldest_minimum(score_BPn: Tensor, pos_BPn: Tensor) -> Tensor:
-    """Index of the smallest score in the last dimension, the oldest of equals; empty slots never win."""
-    score_BPn = score_BPn.masked_fill(pos_BPn < 0, float("inf"))
-    ties = score_BPn == score_BPn.amin(-1, keepdim=True)
-    return pos_BPn.masked_fill(~ties | (pos_BPn < 0), torch.iinfo(pos_BPn.dtype).max).argmin(-1)
+def oldest_minimum(score_BPn: Tensor, pos_BPn: Tensor, filled: bool = False) -> Tensor:
+    """Index of the smallest score in the last dimension, the oldest of equals; empty slots never win.
+
+    `filled` says that no slot is empty, and spares the look.
+    """
+    last = torch.iinfo(pos_BPn.dtype).max
+    if not filled:
+        empty_BPn = pos_BPn < 0
+        score_BPn, pos_BPn = (
+            score_BPn.masked_fill(empty_BPn, float("inf")),
+            pos_BPn.masked_fill(empty_BPn, last),
+        )
+    ties_BPn = score_BPn == score_BPn.amin(-1, keepdim=True)
+    return torch.where(ties_BPn, pos_BPn, last).argmin(-1)

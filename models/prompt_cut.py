@@ -176,7 +176,7 @@ class PromptCutCache(LayerCache):
                 part = slice(start, start + size)
                 mask = never_empty(self._visible(pos_Bn[:, None], at_Bw[:, part]))[:, 0]
                 _, probs = attention_with_probs(q[:, part], k_BGnD, v_BGnD, self.heads.scale, mask)
-                real = (at_Bw[:, part] >= 0) & (at_Bw[:, part] > (newest_B - self.window)[:, None])
+                real = at_Bw[:, part] >= 0
                 score_BGn = score_BGn + (probs * real[:, None, :, None]).sum(2).unflatten(1, (G, -1)).mean(2)
             rated = self.rate(score_BGn, pos_Bn, newest_B)
             stays_BGn = best(rated, pos_Bn[:, None].expand(B, G, n), self.budget)

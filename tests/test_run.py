@@ -184,6 +184,7 @@ def test_changed_sources_are_measured_anew(bench, table):
     source.write_text(source.read_text() + "# changed\n")
     done = bench.run(*COMMAND)
     assert done.code == 0 and "measured before" not in done.out
+    assert "4 cells here were measured with another" in done.out
     new = set(rows(run).cell)
     assert len(new) == 4 and not {f"{key}.parquet" for key in new} & before.keys()
     assert {name: data for name, data in cells(run).items() if name in before} == before
