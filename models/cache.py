@@ -88,7 +88,7 @@ class LayerState:
 
     #: How many layers read this state in one decode step (YOCO's shared cache has several).
     readers: int = 1
-    #: Most slots that one query attends to; None: every token so far.
+    #: Slots that one query attends to at most, or in the mean of a cycle; None: every token so far.
     reach: int | None = None
     #: KV elements per slot that a reading query touches (2 * G * D); 0 for recurrent states.
     slot_elements: int = 0

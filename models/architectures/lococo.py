@@ -110,7 +110,8 @@ class LococoCache(LayerCache):
         super().__init__(batch, {"k": kv, "v": kv, "score": score}, request.device)
         self.heads, self.budget, self.slots = heads, options.budget, slots
         self.compressor = compressor
-        self.slot_elements, self.reach = heads.slot_elements, min(options.budget + SLACK + 1, slots)
+        # A decode step attends to M + 1 … M + 17 slots: what is predicted is the mean of that cycle.
+        self.slot_elements, self.reach = heads.slot_elements, min(options.budget + SLACK // 2 + 1, slots)
         self.rows |= {"held": [0] * batch, "compressions": [0] * batch, "folded": [0] * batch}
 
     def evicted(self) -> list[int]:
