@@ -10,6 +10,7 @@ import torch
 from models.conformance import SHAPES, networks
 
 torch.set_num_threads(1)
+pytest.register_assert_rewrite("command_help", "model_help", "fuzz_help")
 
 
 @pytest.fixture

@@ -1,52 +1,35 @@
-"""Bad input ends in one sentence and the documented exit code; nothing is made, changed or lost by it."""
+"""Bad input ends in one sentence and the documented exit code; nothing is made, changed or lost by it.
+
+Here: the words of a command, the files of a plan, texts, and folders of runs. Weights and checkpoints are
+in test_bad_model.py.
+"""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 import torch
-from harness_help import Done, one_sentence, tree
-from pretrained_help import write_checkpoint
-from recorded_run import SMALL, write_run
-from tokenizer_help import write_byte_bpe
-from typer.testing import CliRunner
+from command_help import (
+    DECODE,
+    ENVIRONMENT,
+    TINY,
+    TRANSFORMER,
+    ask,
+    desk_with_a_run,
+    look_at_own_weights_only,
+    refused,
+    save_own_weights,
+)
+from harness_help import one_sentence
 
 import models
-from harness import cli
 from harness.store import read_table, write_table
-from models.checkpoint import CARD_FIELDS, save
-from models.shapes import load_shape
-
-USAGE, ENVIRONMENT = 2, 3
-DECODE = ("--suite", "decode:contexts=32")
-TRANSFORMER = ("--arch", "transformer")
-TINY = ("--shape", "tiny")
 
 
 @pytest.fixture(autouse=True)
 def desk(tmp_path, monkeypatch) -> Path:
-    """An empty working directory with one finished run in it."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("KVMARK_DATA", raising=False)
-    write_run(tmp_path / "good", **{**SMALL, "telemetry": False})
-    return tmp_path
-
-
-def ask(*arguments: str) -> Done:
-    done = CliRunner().invoke(cli.app, list(arguments))
-    error = done.exception
-    broke = None if error is None or isinstance(error, SystemExit) else repr(error)
-    return Done(done.exit_code, done.stdout, done.stderr, broke)
-
-
-def refused(desk: Path, *arguments: str, code: int = USAGE) -> str:
-    """The sentence of a refusal that left every file as it was."""
-    before = tree(desk)
-    sentence = one_sentence(ask(*arguments), code)
-    assert tree(desk) == before
-    return sentence
+    return desk_with_a_run(tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize("command", ["run", "plan"])
@@ -133,130 +116,44 @@ def test_random_weights_are_not_marked(desk):
     assert "random weights" in sentence and "needle" in sentence
 
 
-# --- weights ------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def own_weights(desk) -> Path:
-    """Untrained weights of the family's shape with a proper card, in the working directory."""
-    shape = load_shape("family")
-    card = {field: None for field in CARD_FIELDS} | {"shape": vars(shape), "notes": "untrained"}
-    folder = desk / "results" / "weights"
-    torch.manual_seed(0)
-    save(folder, "transformer", models.build("transformer", shape).state_dict(), card)
-    return folder
-
-
-def edited(folder: Path, **changes) -> None:
-    path = folder / "transformer.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
-
-def other_shape() -> dict:
-    return vars(load_shape("family")) | {"ffn_dim": 64}
-
-
-@pytest.mark.parametrize(
-    "damage",
-    [
-        lambda folder: edited(folder, sha256="0" * 64),
-        lambda folder: (folder / "transformer.safetensors").write_bytes(b"x" * 1000),
-        lambda folder: (folder / "transformer.safetensors").unlink(),
-        lambda folder: (folder / "transformer.json").write_text("{"),
-        lambda folder: (folder / "transformer.json").unlink(),
-        lambda folder: edited(folder, format=99),
-        lambda folder: edited(folder, shape=other_shape()),
-        lambda folder: edited(folder, shape={"name": "x", "dims": 3}),
-        lambda folder: edited(folder, shape=None),
-    ],
-    ids=["hash", "tensors", "no tensors", "bad card", "no card", "format", "network", "key", "no shape"],
-)
-def test_weights_that_disagree_with_their_card_stop_the_run_before_it_starts(
-    desk, own_weights, monkeypatch, damage
-):
-    # The shipped weights would stand in for a missing card: look at our own only.
-    monkeypatch.setattr("models.checkpoint.default_folders", lambda: [Path.cwd() / "results" / "weights"])
-    damage(own_weights)
-    assert "transformer" in refused(desk, "run", *TRANSFORMER, *DECODE)
-
-
-def test_missing_weights_say_how_to_get_them(desk, monkeypatch):
-    monkeypatch.setattr("models.checkpoint.default_folders", lambda: [Path.cwd() / "results" / "weights"])
-    sentence = refused(desk, "run", "--arch", "tova", *DECODE)
-    assert "tova" in sentence and "kvmark train" in sentence
-
-
-# --- a checkpoint of others -----------------------------------------------------------------------
-
-
-def checkpoint_of_others(folder: Path, family: str = "llama", **changes) -> Path:
-    write_checkpoint(folder, family, vocab_size=320, **changes)
-    write_byte_bpe(folder)
-    return folder
-
-
-def changed(folder: Path, **changes) -> None:
-    path = folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
-
-@pytest.mark.parametrize("command", ["run", "plan"])
-@pytest.mark.parametrize(
-    ("damage", "words"),
-    [
-        (lambda it: (it / "config.json").unlink(), ["config.json"]),
-        (lambda it: (it / "config.json").write_text("{"), ["config.json", "JSON"]),
-        (lambda it: changed(it, model_type="mamba"), ["mamba"]),
-        (lambda it: changed(it, rope_scaling={"rope_type": "longrope", "factor": 2.0}), ["longrope"]),
-        (lambda it: (it / "model.safetensors").unlink(), ["model.safetensors"]),
-        (lambda it: (it / "model.safetensors").write_bytes(b"x" * 100), ["model.safetensors"]),
-        (lambda it: (it / "model.safetensors").rename(it / "pytorch_model.bin"), ["pickle"]),
-        (lambda it: (it / "tokenizer.json").unlink(), ["tokenizer.json", "--tokenizer"]),
-        (lambda it: (it / "tokenizer.json").write_text("{}"), ["tokenizer.json", "not a readable"]),
-        (lambda it: (it / "tokenizer.json").rename(it / "tokenizer.model"), ["SentencePiece"]),
-        (lambda it: write_byte_bpe(it, 330), ["330", "320"]),
-    ],
-)
-def test_a_checkpoint_that_cannot_be_used_is_one_sentence(desk, command, damage, words):
-    damage(checkpoint_of_others(desk / "tiny"))
-    sentence = refused(desk, command, *TRANSFORMER, *DECODE, "--model", "tiny")
-    assert all(word in sentence for word in words), sentence
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["--model", "gone"], ["gone", "org/name"]),
-        (["--model", "good"], ["config.json"]),  # a folder, but a run's
-        (["--model", "file.txt"], ["file.txt"]),
-        (["--model", "tiny", *TINY], ["model", "shape", "exclude"]),
-        (["--model", "tiny", "--tokenizer", "gone.json"], ["gone.json"]),
-        (["--model", "tiny", "--tokenizer", "file.txt"], ["file.txt", "tokenizer.json"]),
-        (["--tokenizer", "tiny/tokenizer.json"], ["tokenizer", "model"]),
-        (["--allow-pickle"], ["allow_pickle", "model"]),
-        (["--model", "tiny", "--arch", "yoco"], ["yoco", "weights of its own", "Transformer"]),
-        (["--model", "tiny", "--arch", "lococo:budget=8"], ["lococo-8--tiny", "kvmark train"]),
-        (["--model", "tiny", "--arch", "tova:budget_bytes=9"], ["tova", "budget_bytes=9", "too small"]),
-    ],
-)
-def test_a_wrong_use_of_a_model_is_one_sentence(desk, arguments, words):
-    checkpoint_of_others(desk / "tiny")
-    (desk / "file.txt").write_text("no checkpoint")
-    sentence = refused(desk, "run", *TRANSFORMER, *DECODE, *arguments)
-    assert all(word in sentence for word in words), sentence
-
-
 def test_a_budget_in_bytes_that_nothing_fits_into_is_found_before_anything_runs(desk):
     sentence = refused(desk, "run", "--arch", "tova:budget_bytes=9", *DECODE, *TINY)
     assert "budget_bytes=9" in sentence and "too small" in sentence
 
 
-# --- text ---------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("transformer", "--tokenizer", "t.json"), "are for --model, and none is given"),
+        (("lococo:budget=64", "--allow-pickle"), "are for --model, and none is given"),
+        (
+            ("lococo:budget=64", "--recipe", "official", "--sequences", str(10**12)),
+            "--sequences must be at most",
+        ),
+        (("lococo:budget=64", "--recipe", "official", "--period", str(10**12)), "--period must be at most"),
+    ],
+)
+def test_options_of_training_that_cannot_be_meant(desk, options, words):
+    assert words in refused(desk, "train", *options, "--data", ".")
+
+
+@pytest.mark.full
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("device", ["cuda", "cuda:7"])
+def test_a_gpu_that_is_not_there_is_the_environments_fault(desk, device):
+    """Only the worker may ask torch; its refusal reaches the user as the sentence, and no cell has a row."""
+    done = ask("run", *TRANSFORMER, *DECODE, *TINY, "--device", device, "--out", "gpu")
+    assert device in one_sentence(done, ENVIRONMENT)
+    assert not list((desk / "gpu" / "cells").iterdir())
+
+
+# --- text -----------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def text_plan(own_weights, monkeypatch) -> tuple[str, ...]:
-    monkeypatch.setattr("models.checkpoint.default_folders", lambda: [Path.cwd() / "results" / "weights"])
+def text_plan(desk, monkeypatch) -> tuple[str, ...]:
+    save_own_weights(desk)
+    look_at_own_weights_only(monkeypatch)
     return ("run", *TRANSFORMER, "--suite", "pg19")
 
 
@@ -278,7 +175,26 @@ def test_a_data_folder_without_books_is_not_passed_over(desk, text_plan, monkeyp
     assert "KVMARK_DATA" in refused(desk, *text_plan)
 
 
-# --- folders ------------------------------------------------------------------------------------
+def test_a_text_that_is_too_short_is_found_before_anything_runs(tmp_path):
+    from harness.plan import Plan
+    from harness.runner import prepare
+    from suites.text import TextError
+
+    (tmp_path / "short.txt").write_text("abc")
+    with pytest.raises(TextError, match="too short"):
+        prepare(Plan("p", ("transformer",), ("needle:lengths=256",), text=str(tmp_path / "short.txt")))
+
+
+def test_the_context_of_a_short_book_is_its_own_length(tmp_path):
+    from harness.plan import Plan
+    from harness.runner import prepare
+
+    (tmp_path / "short.txt").write_text("abc")
+    prepared = prepare(Plan("p", ("transformer",), ("pg19",), text=str(tmp_path / "short.txt")))
+    assert [cell.axes for cell in prepared.cells] == [{"context": 3}]
+
+
+# --- folders --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("out", ["file", "file/below", "file/far/below"])
@@ -296,6 +212,18 @@ def test_a_folder_with_another_plan_keeps_everything(desk, manifest):
     (desk / "good" / "telemetry").mkdir(exist_ok=True)
     sentence = refused(desk, "run", *TRANSFORMER, *DECODE, *TINY, "--out", "good")
     assert "good" in sentence and "--out" in sentence
+
+
+def test_a_finished_run_without_its_journal_is_not_overwritten(tmp_path):
+    """A committed run holds rows.parquet but no cells: running into it would lose its rows."""
+    from harness.plan import Plan, Settings
+    from harness.runner import UsageError, prepare, run
+
+    (tmp_path / "rows.parquet").write_bytes(b"rows")
+    prepared = prepare(Plan("p", ("transformer",), ("decode:contexts=32",), Settings("tiny")))
+    with pytest.raises(UsageError, match="without its journal"):
+        run(prepared, tmp_path)
+    assert (tmp_path / "rows.parquet").read_bytes() == b"rows"
 
 
 def test_report_on_what_is_no_run(desk):
@@ -344,60 +272,3 @@ def foreign(path: Path) -> None:
 def test_a_page_that_cannot_be_written(desk):
     (desk / "file").touch()
     assert "file" in refused(desk, "report", "good", "--out", "file/page")
-
-
-@pytest.mark.full
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-@pytest.mark.parametrize("device", ["cuda", "cuda:7"])
-def test_a_gpu_that_is_not_there_is_the_environments_fault(desk, device):
-    """Only the worker may ask torch; its refusal reaches the user as the sentence, and no cell has a row."""
-    done = ask("run", *TRANSFORMER, *DECODE, *TINY, "--device", device, "--out", "gpu")
-    assert device in one_sentence(done, ENVIRONMENT)
-    assert not list((desk / "gpu" / "cells").iterdir())
-
-
-def test_a_finished_run_without_its_journal_is_not_overwritten(tmp_path):
-    """A committed run holds rows.parquet but no cells: running into it would lose its rows."""
-    from harness.plan import Plan, Settings
-    from harness.runner import UsageError, prepare, run
-
-    (tmp_path / "rows.parquet").write_bytes(b"rows")
-    prepared = prepare(Plan("p", ("transformer",), ("decode:contexts=32",), Settings("tiny")))
-    with pytest.raises(UsageError, match="without its journal"):
-        run(prepared, tmp_path)
-    assert (tmp_path / "rows.parquet").read_bytes() == b"rows"
-
-
-def test_a_text_that_is_too_short_is_found_before_anything_runs(tmp_path):
-    from harness.plan import Plan
-    from harness.runner import prepare
-    from suites.text import TextError
-
-    (tmp_path / "short.txt").write_text("abc")
-    with pytest.raises(TextError, match="too short"):
-        prepare(Plan("p", ("transformer",), ("needle:lengths=256",), text=str(tmp_path / "short.txt")))
-
-
-def test_the_context_of_a_short_book_is_its_own_length(tmp_path):
-    from harness.plan import Plan
-    from harness.runner import prepare
-
-    (tmp_path / "short.txt").write_text("abc")
-    prepared = prepare(Plan("p", ("transformer",), ("pg19",), text=str(tmp_path / "short.txt")))
-    assert [cell.axes for cell in prepared.cells] == [{"context": 3}]
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        (("transformer", "--tokenizer", "t.json"), "are for --model, and none is given"),
-        (("lococo:budget=64", "--allow-pickle"), "are for --model, and none is given"),
-        (
-            ("lococo:budget=64", "--recipe", "official", "--sequences", str(10**12)),
-            "--sequences must be at most",
-        ),
-        (("lococo:budget=64", "--recipe", "official", "--period", str(10**12)), "--period must be at most"),
-    ],
-)
-def test_options_of_training_that_cannot_be_meant(desk, options, words):
-    assert words in refused(desk, "train", *options, "--data", ".")
