@@ -332,11 +332,11 @@ def _with_grid(suite: str, contexts: str | None, batch: str | None) -> str:
 
 def _offer(plan: Plan) -> None:
     """Fetch three PG-19 books if the plan would otherwise read the bundled prose."""
+    from suites.data import cache_folder
     from suites.text import offer_books, resolve
 
-    data = Path.cwd() / "data"
-    if plan.text is None and resolve(None, data_dir=data).kind == "bundled":
-        offer_books(data, announce=typer.echo)
+    if plan.text is None and resolve(None, data_dir=cache_folder()).kind == "bundled":
+        offer_books(cache_folder(), announce=typer.echo)
 
 
 if __name__ == "__main__":

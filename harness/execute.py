@@ -10,7 +10,6 @@ Cost and quality come from this same execution: the cache that is timed is the c
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,6 +23,8 @@ from suites.suite import Answer, Case
 from suites.tokenizer import Tokenizer
 
 from .clock import PeakMemory, Stopwatch, Window
+from .continuations import decode_forced, generate, pad, score, score_steps
+from .held import Held, held_spans
 from .retained import Retained, retained
 
 #: Tokens per `extend` when a continuation is scored: bounds the logits to (batch x this x vocabulary).
@@ -31,27 +32,43 @@ SCORE_SEGMENT = 512
 
 
 @dataclass
+class Part:
+    """What one kind of continuation cost: of the forced cases of a batch, or of the generating ones."""
+
+    phase: str  # "score", "decode" or "generate"
+    scoring_mode: str
+    window: Window = field(default_factory=Window)
+    num_tokens: int = 0
+    step_s: list[float] = field(default_factory=list)
+    peak_bytes: int | None = None
+    peak_reserved_bytes: int | None = None
+
+
+@dataclass
 class Readings:
-    """What one execution of a batch of cases cost, and what its policy did."""
+    """What one execution of a batch of cases cost, and what its policy did; lists are per case."""
 
     prefill: Window
-    continuation: Window
-    step_s: list[float] = field(default_factory=list)
-    prompt_tokens: list[int] = field(default_factory=list)
+    prompt_tokens: list[int]  # per request: cases that share a prompt are one until it ends
+    capacity: int
+    parts: list[Part] = field(default_factory=list)
+    modes: list[str] = field(default_factory=list)
     new_tokens: list[int] = field(default_factory=list)
-    capacity: int = 0
+    evicted: list[int] = field(default_factory=list)
+    statistics: list[dict[str, float]] = field(default_factory=list)
+    held: list[list[Held]] = field(default_factory=list)  # of the spans that a case watches
+    retained: list[Retained] = field(default_factory=list)  # per layer and case that lost something
     predicted: CacheBytes = field(default_factory=CacheBytes)
     live: CacheBytes = field(default_factory=CacheBytes)
-    peak_prefill_bytes: int | None = None
-    peak_continuation_bytes: int | None = None
     baseline_prefill_bytes: int | None = None
+    peak_prefill_bytes: int | None = None
     peak_prefill_reserved_bytes: int | None = None
-    peak_continuation_reserved_bytes: int | None = None
     peak_reason: str | None = None  # why a peak is unknown
-    evicted: list[int] = field(default_factory=list)
-    statistics: dict[str, list[float]] = field(default_factory=dict)
-    retained: list[Retained] = field(default_factory=list)  # per layer and request that lost something
-    scoring_mode: str = ""
+
+    @property
+    def scoring_mode(self) -> str:
+        """Of all parts."""
+        return " + ".join(part.scoring_mode for part in self.parts)
 
 
 def execute(
@@ -63,68 +80,123 @@ def execute(
     prefill_chunk: int | None = None,
     on_phase: Callable[[str], None] = lambda phase: None,
 ) -> tuple[list[Answer], Readings]:
-    """Run the cases as one batch (ragged lengths allowed; all forced alike or all generating).
+    """Run the cases as one batch: lengths may differ, and some may be forced while others generate.
 
-    Raises ValueError for a mixed batch; lets out-of-memory errors pass to the worker.
+    Cases with the same prompt and seed are one request until their continuations part: the prompt is fed
+    once, and each goes on with a copy of its cache. Raises ValueError where stepwise cases stand beside
+    others; lets out-of-memory errors pass to the worker.
     """
-    kinds = {(case.forced is not None, case.step_forced) for case in cases}
-    if len(kinds) != 1:
-        raise ValueError("a batch must be all forced in the same way or all generating.")
+    owner = requests(cases)
+    first = [owner.index(request) for request in range(max(owner) + 1)]
+    prompts = [cases[index].prompt for index in first]
     watch, peak = Stopwatch(device), PeakMemory(device)
     with torch.inference_mode():
         on_phase("allocate")
-        capacity = max(case.num_tokens for case in cases)
-        seeds, prompts = [case.seed for case in cases], [len(case.prompt) for case in cases]
-        cache = model.new_cache(len(cases), capacity, device=device, seeds=seeds, prompts=prompts)
-        tokens_BT, valid_BT = pad([case.prompt for case in cases], tokenizer.pad, device)
+        capacity, lengths = max(case.num_tokens for case in cases), [len(prompt) for prompt in prompts]
+        seeds = [cases[index].seed for index in first]
+        cache = model.new_cache(len(prompts), capacity, device=device, seeds=seeds, prompts=lengths)
+        tokens_BT, valid_BT = pad(prompts, tokenizer.pad, device)
         on_phase("prefill")
         peak.reset()
         with watch.window() as prefill:
             logits_BV = _prefill(model, tokens_BT, valid_BT, cache, prefill_chunk)
-        readings = Readings(prefill, Window(), capacity=capacity)
+        readings = Readings(prefill, lengths, capacity)
         readings.baseline_prefill_bytes = peak.baseline_bytes
         readings.peak_prefill_bytes, readings.peak_reason = peak.read(), peak.reason
         readings.peak_prefill_reserved_bytes = peak.read_reserved()
-        readings.prompt_tokens = [len(case.prompt) for case in cases]
-        peak.reset()
-        forced, stepwise = kinds.pop()
-        if stepwise:
-            on_phase("decode")
-            readings.scoring_mode = "cache-step"
-            answers = _decode_forced(model, cases, logits_BV, cache, watch, peak, readings)
-        elif forced:
-            on_phase("score")
-            segment = min(SCORE_SEGMENT, prefill_chunk or SCORE_SEGMENT)
-            readings.scoring_mode = f"cache-extend, segments of {segment}"
-            with watch.window() as readings.continuation:
-                answers = _score(model, cases, logits_BV, cache, tokenizer, device, segment)
-        else:
-            on_phase("generate")
-            readings.scoring_mode = "cache-generate"
-            with watch.window() as readings.continuation:
-                answers = _generate(model, cases, logits_BV, cache, tokenizer)
-        if not stepwise:
-            _read_peak(peak, readings)
+        evicted, held = _per_case(cases), _per_case(cases)
+        answers, statistics = _per_case(cases), _per_case(cases)
+        for index, case in enumerate(cases):
+            held[index] = held_spans("prefill", cache, owner[index], case.watched)
+        chosen_of = _kinds(cases)
+        for number, (kind, chosen) in enumerate(chosen_of.items()):
+            on_phase(kind)
+            rows, mine = [owner[index] for index in chosen], [cases[index] for index in chosen]
+            # The last part may use the cache itself; whoever comes before it must leave it as it is.
+            alone = number == len(chosen_of) - 1 and rows == list(range(cache.batch))
+            own, last_BV = (cache, logits_BV) if alone else (cache.select(rows), logits_BV[rows])
+            found, part = _go_on(kind, model, mine, last_BV, own, tokenizer, watch, peak, prefill_chunk)
+            readings.parts.append(part)
+            gone, told = own.evicted(), own.statistics()
+            for row, index in enumerate(chosen):
+                answers[index], evicted[index] = found[row], gone[row]
+                statistics[index] = {name: values[row] for name, values in told.items()}
+                held[index] += held_spans(kind, own, row, cases[index].watched)
+            if any(gone):  # a layer's own sliding window takes tokens, too, and evicts none
+                readings.retained += retained(own.kept_positions(), own.seen)
+    modes = {part.phase: part.scoring_mode for part in readings.parts}
+    readings.modes = [modes[kind_of(case)] for case in cases]
     readings.new_tokens = [len(answer.tokens) for answer in answers]
+    readings.evicted, readings.statistics, readings.held = evicted, statistics, held
     readings.live = cache.live_bytes()
-    readings.predicted = model.cache_bytes(capacity, len(cases), prompt=min(prompts))
-    readings.evicted = cache.evicted()
-    readings.statistics = cache.statistics()
-    if any(readings.evicted):  # a layer's own sliding window takes tokens, too, and evicts none
-        readings.retained = retained(cache.kept_positions(), cache.seen)
+    readings.predicted = model.cache_bytes(capacity, len(prompts), prompt=min(lengths))
     on_phase("idle")
     return answers, readings
 
 
-def pad(rows: Sequence[Sequence[int]], pad_id: int, device: str) -> tuple[Tensor, Tensor | None]:
-    """Right-pad token rows to one tensor; the mask is None when nothing had to be padded."""
-    lengths = [len(row) for row in rows]
-    longest = max(lengths)
-    tokens_BT = torch.tensor([[*row, *[pad_id] * (longest - len(row))] for row in rows], device=device)
-    if min(lengths) == longest:
-        return tokens_BT, None
-    valid_BT = torch.arange(longest, device=device) < torch.tensor(lengths, device=device)[:, None]
-    return tokens_BT, valid_BT
+def requests(cases: Sequence[Case]) -> list[int]:
+    """Which request each case belongs to, numbered in order: equal prompt and seed is one.
+
+    A case that is timed step by step is always a request of its own.
+    """
+    numbers: dict[Any, int] = {}
+    keys = [(case.prompt, case.seed, index if case.step_forced else -1) for index, case in enumerate(cases)]
+    return [numbers.setdefault(key, len(numbers)) for key in keys]
+
+
+def kind_of(case: Case) -> str:
+    """How a case goes on: the name of its phase."""
+    if case.forced is None:
+        return "generate"
+    return "decode" if case.step_forced else "score"
+
+
+def _kinds(cases: Sequence[Case]) -> dict[str, list[int]]:
+    """Cases by kind, generating ones last."""
+    found: dict[str, list[int]] = {}
+    for index, case in enumerate(cases):
+        found.setdefault(kind_of(case), []).append(index)
+    if "decode" in found and len(found) > 1:
+        raise ValueError("cases that are timed step by step cannot share a batch with others.")
+    return dict(sorted(found.items(), key=lambda item: item[0] == "generate"))
+
+
+def _per_case(cases: Sequence[Case]) -> list[Any]:
+    return [None] * len(cases)
+
+
+def _go_on(
+    kind: str,
+    model: Architecture,
+    cases: Sequence[Case],
+    logits_BV: Tensor,
+    cache: Cache,
+    tokenizer: Tokenizer,
+    watch: Stopwatch,
+    peak: PeakMemory,
+    prefill_chunk: int | None,
+) -> tuple[list[Answer], Part]:
+    """One part of a batch, from the first logits to its answers."""
+    segment = min(SCORE_SEGMENT, prefill_chunk or SCORE_SEGMENT)
+    modes = {
+        "score": f"cache-extend, segments of {segment}",
+        "decode": "cache-step",
+        "generate": "cache-generate",
+    }
+    part = Part(kind, modes[kind])
+    peak.reset()
+    with watch.window() as part.window:
+        if kind == "decode":
+            logits, part.step_s = decode_forced(model, cases, logits_BV, cache, watch)
+        elif kind == "score":
+            answers = score(model, cases, logits_BV, cache, tokenizer, segment)
+        else:
+            answers = generate(model, cases, logits_BV, cache, tokenizer)
+    part.peak_bytes, part.peak_reserved_bytes = peak.read(), peak.read_reserved()
+    if kind == "decode":
+        answers = score_steps(cases, logits)
+    part.num_tokens = sum(len(answer.tokens) for answer in answers)
+    return answers, part
 
 
 def _prefill(
@@ -142,98 +214,3 @@ def _prefill(
         else:  # rows whose prompt ended in an earlier chunk keep the logits from there
             logits_BV = torch.where(valid.any(1, keepdim=True), new_BV, logits_BV)
     return logits_BV
-
-
-def _logprobs(logits: Tensor, tokens: Tensor) -> Tensor:
-    """Natural-log probability of each token under its logits, in at least fp32."""
-    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return wide.log_softmax(-1).gather(-1, tokens[..., None])[..., 0]
-
-
-def _score(
-    model: Architecture,
-    cases: Sequence[Case],
-    logits_BV: Tensor,
-    cache: Cache,
-    tokenizer: Tokenizer,
-    device: str,
-    segment: int,
-) -> list[Answer]:
-    """Score each forced token once; segments of that many tokens go through the cache."""
-    tokens_BT, valid_BT = pad([case.forced or () for case in cases], tokenizer.pad, device)
-    T = tokens_BT.shape[1]
-    scored = [_logprobs(logits_BV, tokens_BT[:, 0])[:, None]]
-    for start in range(0, T - 1, segment):
-        stop = min(start + segment, T - 1)
-        # The last token of a row is never fed: its logits would score nothing.
-        fed = None if valid_BT is None else valid_BT[:, start + 1 : stop + 1]
-        logits_BTV = model.extend(tokens_BT[:, start:stop], fed, cache, logits="all")
-        scored.append(_logprobs(logits_BTV, tokens_BT[:, start + 1 : stop + 1]))
-    logprobs = torch.cat(scored, 1).tolist()
-    return [
-        Answer(tuple(case.forced or ()), tuple(row[: len(case.forced or ())]))
-        for case, row in zip(cases, logprobs, strict=True)
-    ]
-
-
-def _decode_forced(
-    model: Architecture,
-    cases: Sequence[Case],
-    logits_BV: Tensor,
-    cache: Cache,
-    watch: Stopwatch,
-    peak: PeakMemory,
-    readings: Readings,
-) -> list[Answer]:
-    """One decode per forced token but the last, each step timed; all rows have the same length."""
-    tokens_BT = torch.tensor([case.forced for case in cases], device=logits_BV.device)
-    keep = any(case.scored for case in cases)
-    logits = [logits_BV]
-    with watch.window() as readings.continuation, watch.steps() as steps:
-        for t in range(tokens_BT.shape[1] - 1):
-            logits_BV = model.decode(tokens_BT[:, t], cache)
-            if keep:
-                logits.append(logits_BV)
-            steps.mark()
-    readings.step_s = steps.step_s
-    _read_peak(peak, readings)
-    if not keep:
-        return [Answer(tuple(c.forced or ()), (math.nan,) * len(c.forced or ())) for c in cases]
-    scored = torch.stack([_logprobs(row, tokens_BT[:, t]) for t, row in enumerate(logits)], 1).tolist()
-    return [Answer(tuple(case.forced or ()), tuple(row)) for case, row in zip(cases, scored, strict=True)]
-
-
-def _read_peak(peak: PeakMemory, readings: Readings) -> None:
-    readings.peak_continuation_bytes = peak.read()
-    readings.peak_continuation_reserved_bytes = peak.read_reserved()
-
-
-def _generate(
-    model: Architecture, cases: Sequence[Case], logits_BV: Tensor, cache: Cache, tokenizer: Tokenizer
-) -> list[Answer]:
-    """Greedy until every row met a stop string, the end token or its limit. Finished rows stand still."""
-    made: list[list[int]] = [[] for _ in cases]
-    scores: list[list[float]] = [[] for _ in cases]
-    running = [case.max_new_tokens > 0 for case in cases]
-    while any(running):
-        token_B = logits_BV.argmax(-1)
-        logprob_B = _logprobs(logits_BV, token_B)
-        for b, (token, logprob) in enumerate(zip(token_B.tolist(), logprob_B.tolist(), strict=True)):
-            if not running[b]:
-                continue
-            made[b].append(token)
-            scores[b].append(logprob)
-            text = tokenizer.decode(made[b])
-            stopped = token in tokenizer.eos or any(stop in text for stop in cases[b].stop)
-            running[b] = not stopped and len(made[b]) < cases[b].max_new_tokens
-        if any(running):
-            valid_B = None if all(running) else torch.tensor(running, device=token_B.device)
-            logits_BV = model.decode(token_B, cache, valid_B)
-    return [
-        Answer(tuple(tokens), tuple(logprobs), _until_stop(tokenizer.decode(tokens), case.stop))
-        for case, tokens, logprobs in zip(cases, made, scores, strict=True)
-    ]
-
-
-def _until_stop(text: str, stops: Sequence[str]) -> str:
-    return text[: min((text.index(stop) for stop in stops if stop in text), default=len(text))]

@@ -13,7 +13,8 @@ from typing import Any
 
 from suites.suite import Answer, Case, Suite
 
-from .execute import execute
+from .execute import execute, requests
+from .journal import Batch, Journal
 from .plan import Cell, Settings
 from .pretrained import beyond, most_fed, within_window
 from .retained import Retained
@@ -35,58 +36,91 @@ class Measurement:
         on_phase: Callable[[str], None],
         load_s: float | None = None,
         context_length: int | None = None,
+        journal: Journal | None = None,
     ) -> None:
         self.model, self.suite, self.cell, self.settings = model, suite, cell, settings
         self.repeat, self.base, self.on_phase, self.load_s = repeat, base, on_phase, load_s
         self.context_length = context_length  # what the checkpoint was trained for
+        self.journal = journal  # where finished batches outlive this process
         self.rows: list[Row] = []
         self.evicted: list[int] = []
         self.retained: list[Retained] = []
-        self.retained_base: Row | None = None  # of all batches of the cell
+        self.bases: list[Row] = []  # of every batch
 
     def measure(self) -> list[Row]:
         """Run the cell; the warm-up gives no rows."""
         if self.suite.driven:
             results = self.suite.drive(self.cell.axes, self.run)
-            self.rows += cell_rows(self.base(self.cell), results)
+            self.rows += cell_rows(self._of_all() if self.bases else self.base(self.cell), results)
         else:
             self.run(list(self.suite.cases(self.cell.axes)))
-        if self.retained and self.retained_base is not None:
-            self.rows += retained_rows(self.retained_base, self.retained)
+        if self.retained:
+            self.rows += retained_rows(self._of_all(), self.retained)
         return [] if self.repeat == -1 else with_evictions(self.rows, self.evicted)
 
     def run(self, cases: Sequence[Case]) -> list[Answer]:
-        """Execute cases in batches of at most `settings.batch` (latency suites: all at once)."""
+        """Execute cases in batches; answers come in the order of the cases."""
         self.prompt_mode = prompt_mode(self.model, self.settings, max(len(case.prompt) for case in cases))
-        size = len(cases) if self.suite.interleaved else self.settings.batch
-        answers: list[Answer] = []
-        for start in range(0, len(cases), size):
-            answers += self._batch(cases[start : start + size])
-        return answers
+        answers: dict[int, Answer] = {}
+        for chosen in self._batches(cases):
+            batch = self._batch([cases[index] for index in chosen])
+            answers |= dict(zip(chosen, batch.answers, strict=True))
+            self.bases.append(batch.base)
+            self.rows += batch.rows
+            self.evicted += batch.evicted
+            self.retained += batch.retained
+        return [answers[index] for index in range(len(cases))]
 
-    def _batch(self, batch: Sequence[Case]) -> list[Answer]:
+    def _batches(self, cases: Sequence[Case]) -> list[list[int]]:
+        """At most `settings.batch` requests each (latency suites: all at once), the longest first.
+
+        Requests of like length stand together, so that little is padded; what does not fit is found at once.
+        """
+        if self.suite.interleaved:
+            return [list(range(len(cases)))]
+        members: dict[int, list[int]] = {}
+        for index, request in enumerate(requests(cases)):
+            members.setdefault(request, []).append(index)
+        groups = sorted(members.values(), key=lambda group: -max(cases[i].num_tokens for i in group))
+        size = min(self.settings.batch, self.suite.most_together or self.settings.batch)
+        return [
+            [index for group in groups[start : start + size] for index in group]
+            for start in range(0, len(groups), size)
+        ]
+
+    def _batch(self, cases: Sequence[Case]) -> Batch:
+        """Execute one batch, or find it in the journal of an earlier session."""
+        if self.journal and (found := self.journal.get(cases)):
+            return found
         answers, readings = execute(
-            self.model, batch, self.suite.context.tokenizer, self.settings.device,
+            self.model, cases, self.suite.context.tokenizer, self.settings.device,
             prefill_chunk=self.settings.prefill_chunk, on_phase=self.on_phase,
         )  # fmt: skip
         base = self.base(
             self.cell,
-            batch=len(batch),
+            batch=len(readings.prompt_tokens),
             prompt_mode=self.prompt_mode,
             scoring_mode=readings.scoring_mode,
             implementation=self.model.implementation,
-            message=self._message(batch),
+            message=self._message(cases),
         )
         first = self.repeat in (None, 0)
+        done = Batch(base, answers, readings.evicted)
         if first and not self.rows:
-            self.rows += model_rows(base, self.model, self.load_s)
-        self.rows += cost_rows(base, self.model, readings, self.repeat)
+            done.rows += model_rows(base, self.model, self.load_s)
+        done.rows += cost_rows(base, self.model, readings, self.repeat)
         if first:
-            self.rows += case_rows(base, self.suite, batch, answers, readings)
-            self.retained += readings.retained
-            self.retained_base = base if self.retained_base is None else self._shared(base)
-        self.evicted += readings.evicted
-        return answers
+            done.rows += case_rows(base, self.suite, cases, answers, readings)
+            done.retained = readings.retained
+        if self.journal:
+            self.journal.put(cases, done)
+        return done
+
+    def _of_all(self) -> Row:
+        """What the cell's numbers over all its batches have in common."""
+        message = next((base.message for base in self.bases if base.message), None)
+        batch = self.bases[0].batch if len(self.bases) == 1 else None
+        return dataclasses.replace(self.bases[0], batch=batch, message=message)
 
     def _message(self, batch: Sequence[Case]) -> str | None:
         """What must be said with every number of these cases."""
@@ -95,12 +129,6 @@ class Measurement:
         if self.settings.model is not None and shape is not None:
             found.append(within_window(shape, getattr(options, "budget", None)))
         return "; ".join(filter(None, found)) or None
-
-    def _shared(self, base: Row) -> Row:
-        """What the cell's numbers over several batches have in common."""
-        assert self.retained_base is not None
-        message = self.retained_base.message or base.message
-        return dataclasses.replace(self.retained_base, batch=None, message=message)
 
 
 def prompt_mode(model: Any, settings: Settings, longest: int) -> str:

@@ -114,6 +114,7 @@ METRICS: dict[str, Metric] = {
     "continuation_cpu_s": Metric("s", "low", "continuation, CPU time", format_seconds),
     "continuation_tokens": Metric("tokens", None, "continuation length", format_count),
     "peak_continuation_bytes": Metric("bytes", "low", "peak, continuation", format_bytes),
+    "peak_continuation_reserved_bytes": Metric("bytes", "low", "peak reserved, continuation", format_bytes),
     # what a policy did
     "lococo_alpha": Metric("share", None, "LoCoCo α", format_number),
     "budget_tokens": Metric("tokens", None, "budget", format_count),
@@ -125,6 +126,9 @@ METRICS: dict[str, Metric] = {
     "retained_recent_share": Metric("share", None, "kept: newest", format_share),
     "retained_first_share": Metric("share", None, "kept: first token", format_share),
     "retained_age_share": Metric("share", None, "kept, by age", format_share),
+    # what became of the spans that a case watches (harness.held), and of what it said
+    "watched_held_share": Metric("share", None, "held", format_share),
+    "answer_tokens": Metric("tokens", None, "answer length", format_count),
     # needle
     "accuracy_strict": Metric("share", "high", "needle, strict", format_share),
     "accuracy_substring": Metric("share", "high", "needle, substring", format_share),

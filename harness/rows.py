@@ -73,11 +73,12 @@ def cost_rows(base: Row, model: Any, readings: Readings, repeat: int | None) -> 
     def row(name: str, value: float | None, phase: str, **fields: Any) -> Row:
         return _number(base, name, value, phase, repeat=repeat, **fields)
 
-    def peak(name: str, value: int | None, phase: str) -> Row:
-        return row(name, value, phase, **({"message": readings.peak_reason} if value is None else {}))
+    def peak(name: str, value: int | None, phase: str, **fields: Any) -> Row:
+        if value is None:
+            fields["message"] = readings.peak_reason
+        return row(name, value, phase, **fields)
 
-    prefill, rest = readings.prefill, readings.continuation
-    prompt, new = sum(readings.prompt_tokens), sum(readings.new_tokens)
+    prefill, prompt = readings.prefill, sum(readings.prompt_tokens)
     if prompt > batch:  # a prompt of one token per request is no prefill to speak of
         yield row("prefill_s", prefill.device_s, "prefill")
         yield row("prefill_wall_s", prefill.wall_s, "prefill")
@@ -88,24 +89,27 @@ def cost_rows(base: Row, model: Any, readings: Readings, repeat: int | None) -> 
         yield peak("peak_prefill_bytes", readings.peak_prefill_bytes, "prefill")
         if readings.peak_prefill_reserved_bytes is not None:
             yield row("peak_prefill_reserved_bytes", readings.peak_prefill_reserved_bytes, "prefill")
-    if readings.step_s:
-        for step, seconds in enumerate(readings.step_s):
-            yield row("decode_step_s", seconds, "decode", step=step)
-        steps, total_s = len(readings.step_s), sum(readings.step_s)
-        yield row("decode_step_cpu_s", None if rest.cpu_s is None else rest.cpu_s / steps, "decode")
-        yield row("decode_tokens_per_s", batch * steps / total_s, "decode")
-        yield row("continuation_wall_s", rest.wall_s, "decode")
-        yield peak("peak_decode_bytes", readings.peak_continuation_bytes, "decode")
-        if readings.peak_continuation_reserved_bytes is not None:
-            yield row("peak_decode_reserved_bytes", readings.peak_continuation_reserved_bytes, "decode")
-    else:
-        phase = "score" if readings.scoring_mode.startswith("cache-extend") else "generate"
-        yield row("continuation_s", rest.device_s, phase)
-        yield row("continuation_cpu_s", rest.cpu_s, phase)
-        yield row("continuation_tokens", new, phase)
-        yield row("continuation_wall_s", rest.wall_s, phase)
-        yield peak("peak_continuation_bytes", readings.peak_continuation_bytes, phase)
-    yield row("foreign_cpu_share", rest.foreign_cpu_share, "decode" if readings.step_s else "continuation")
+    for part in readings.parts:
+        rest, mode = part.window, {"scoring_mode": part.scoring_mode}
+        if part.phase == "decode":
+            for step, seconds in enumerate(part.step_s):
+                yield row("decode_step_s", seconds, "decode", step=step)
+            if part.step_s:
+                steps, total_s = len(part.step_s), sum(part.step_s)
+                yield row("decode_step_cpu_s", None if rest.cpu_s is None else rest.cpu_s / steps, "decode")
+                yield row("decode_tokens_per_s", batch * steps / total_s, "decode")
+            names = ("peak_decode_bytes", "peak_decode_reserved_bytes")
+        else:
+            yield row("continuation_s", rest.device_s, part.phase, **mode)
+            yield row("continuation_cpu_s", rest.cpu_s, part.phase, **mode)
+            yield row("continuation_tokens", part.num_tokens, part.phase, **mode)
+            names = ("peak_continuation_bytes", "peak_continuation_reserved_bytes")
+        yield row("continuation_wall_s", rest.wall_s, part.phase, **mode)
+        yield peak(names[0], part.peak_bytes, part.phase, **mode)
+        if part.peak_reserved_bytes is not None:
+            yield row(names[1], part.peak_reserved_bytes, part.phase, **mode)
+        where = "decode" if part.phase == "decode" else "continuation"
+        yield row("foreign_cpu_share", rest.foreign_cpu_share, where, **mode)
     yield row("cache_bytes_live", readings.live.total, "continuation")
     yield row("cache_payload_bytes", readings.live.payload, "continuation")
     yield row("cache_metadata_bytes", readings.live.metadata, "continuation")
@@ -121,17 +125,27 @@ def cost_rows(base: Row, model: Any, readings: Readings, repeat: int | None) -> 
 def case_rows(
     base: Row, suite: Suite, cases: Sequence[Case], answers: Sequence[Answer], readings: Readings
 ) -> Iterator[Row]:
-    """Scores of each case, and what the policy did to it."""
+    """Scores of each case, what it said, and what the policy did to it."""
     for index, (case, answer) in enumerate(zip(cases, answers, strict=True)):
-        own = dataclasses.replace(base, case=case.id, axes=axes_json(dict(case.axes)))
+        own = dataclasses.replace(
+            base, case=case.id, axes=axes_json(dict(case.axes)), scoring_mode=readings.modes[index]
+        )
         for name, value in ({} if suite.driven else suite.score(case, answer)).items():
-            yield _number(own, name, value, "score")
+            if isinstance(value, Sequence):
+                for bin, one in enumerate(value):
+                    yield _number(own, name, one, "score", bin=bin)
+            else:
+                yield _number(own, name, value, "score")
+        if case.forced is None:
+            yield _number(own, "answer_tokens", len(answer.tokens), "generate", answer=answer.text)
+        for held in readings.held[index]:
+            fields = {"layer": held.layer, "bin": held.span}
+            yield _number(own, "watched_held_share", held.share, held.phase, **fields)
         seen = len(case.prompt) + max(len(answer.tokens) - 1, 0)
-        evicted = readings.evicted[index]
-        yield _number(own, "evicted_tokens", evicted, "policy")
+        yield _number(own, "evicted_tokens", readings.evicted[index], "policy")
         yield _number(own, "seen_tokens", seen, "policy")
-        for name, values in readings.statistics.items():
-            yield _number(own, name, values[index], "policy")
+        for name, value in readings.statistics[index].items():
+            yield _number(own, name, value, "policy")
 
 
 def retained_rows(base: Row, requests: Sequence[Retained]) -> Iterator[Row]:

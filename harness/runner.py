@@ -23,6 +23,7 @@ import models
 import suites
 from models import lookup
 from models.spec import split_spec
+from suites.data import cache_folder
 from suites.suite import Context
 from suites.text import Text, resolve
 from suites.tokenizer import ByteTokenizer, Tokenizer
@@ -55,6 +56,7 @@ class Prepared:
     machine: dict[str, Any]
     notes: dict[str, dict[str, str]]  # by suite: protocol and the like
     opened: Opened | None = None  # the checkpoint of --model
+    sources: dict[str, str | None] = field(default_factory=dict)  # by suite: the label of what it read
     remarks: tuple[str, ...] = ()  # what the user should know before it runs
     # As they were when the keys were made: what a worker opens must still be that.
     checkpoint: str | None = None
@@ -105,7 +107,7 @@ def prepare(plan: Plan, commit: str | None = None) -> Prepared:
                 )
     text = None
     if any(cls.needs_text for cls in classes.values()):
-        text = resolve(plan.text, data_dir=Path.cwd() / "data")
+        text = resolve(plan.text, data_dir=cache_folder())
     opened = None
     if settings.model is not None:
         path = locate(settings.model, settings.allow_pickle)
@@ -121,7 +123,7 @@ def prepare(plan: Plan, commit: str | None = None) -> Prepared:
     )  # fmt: skip
     inputs = [
         {key: value for key, value in dataclasses.asdict(settings).items() if key not in UNKEYED},
-        text and text.label, machine["id"], machine["packages"], machine["source_hash"],
+        machine["id"], machine["packages"], machine["source_hash"],
         opened and [opened.card(), opened.tokenizer.eos],
     ]  # fmt: skip
     remarks = []
@@ -130,7 +132,7 @@ def prepare(plan: Plan, commit: str | None = None) -> Prepared:
         remarks += [f"{spec}: {said}." for spec, said in said_of.items() if said]
     for suite_spec, cls in classes.items():
         suite = prepared.suite(suite_spec)
-        prepared.notes[suite_spec] = suite.notes()
+        prepared.notes[suite_spec], prepared.sources[suite_spec] = suite.notes(), suite.source()
         grid = suite.cells()
         # A text that is too short, or lost on the tokenizer, is found now and not by a worker.
         largest = [] if cls.driven else list(suite.cases(grid[-1]))
@@ -140,7 +142,7 @@ def prepare(plan: Plan, commit: str | None = None) -> Prepared:
             own = [weights[spec].label, weights[spec].shape, prepared.architectures[spec]]
             for replicate in range(settings.replicates if cls.interleaved else 1):
                 for axes in grid:
-                    key = digest(spec, suite_spec, axes, replicate, own, inputs)
+                    key = digest(spec, suite_spec, axes, replicate, own, suite.source(), inputs)
                     prepared.cells.append(Cell(key, spec, suite_spec, axes, replicate))
     return dataclasses.replace(prepared, remarks=tuple(remarks))
 
@@ -205,6 +207,7 @@ def run(
             "settings": dataclasses.asdict(prepared.settings),
             "text": prepared.plan.text,
             "text_label": None if prepared.text is None else prepared.text.label,
+            "sources": prepared.sources,
             "machine": prepared.machine["id"],
             "weights": {spec: found.label for spec, found in prepared.weights.items()},
             "checkpoint": prepared.checkpoint,

@@ -27,9 +27,9 @@ import pyarrow.parquet as pq
 #: Of run.json and of time series. 1: first version.
 SCHEMA_VERSION = 1
 
-#: Of rows. 1: first version. 2: `layer` and `bin`, which are null in rows of version 1.
-ROWS_VERSION = 2
-_ADDED = ("layer", "bin")
+#: Of rows. 1: first version. 2: `layer` and `bin`. 3: `answer`. Null in rows of versions before.
+ROWS_VERSION = 3
+ADDED = {"layer": 2, "bin": 2, "answer": 3}
 
 STATUSES = ("ok", "oom", "timeout", "crash")
 
@@ -55,6 +55,7 @@ class Row:
     step: int | None = None  # decode step
     layer: int | None = None  # counted from 0; None: a number of the whole model
     bin: int | None = None  # of a histogram; its metric says what the bins are
+    answer: str | None = None  # what was generated; never an input or a reference
     axes: str = "{}"  # JSON with sorted keys, e.g. {"depth": 0.5, "length": 512}
     axis: str = "quality"  # "systems" (random weights) | "quality" (trained weights)
     prompt_mode: str | None = None  # how the prompt met the policy: stepwise, bulk, blockwise, parallel
@@ -121,7 +122,7 @@ def write_rows(path: Path, rows: Iterable[Row]) -> None:
 
 
 def read_table(path: Path) -> pa.Table:
-    """Read one Parquet file of rows (or a time series), whole; rows of version 1 become those of today.
+    """Read one Parquet file of rows (or a time series), whole; older rows become those of today.
 
     Raises StoreError with one sentence.
     """
@@ -134,9 +135,9 @@ def read_table(path: Path) -> pa.Table:
     found = (table.schema.metadata or {}).get(b"kvmark_schema", b"?").decode()
     if found not in map(str, range(1, ROWS_VERSION + 1)):
         raise StoreError(f"{path} has schema version {found}; this kvmark reads 1 to {ROWS_VERSION}.")
-    if found == "1" and "metric" in table.column_names:
-        for name in _ADDED:
-            table = table.append_column(SCHEMA.field(name), pa.nulls(len(table), pa.int64()))
+    if "metric" in table.column_names:
+        for name in [name for name, since in ADDED.items() if since > int(found)]:
+            table = table.append_column(SCHEMA.field(name), pa.nulls(len(table), SCHEMA.field(name).type))
         table = table.select(SCHEMA.names).replace_schema_metadata(SCHEMA.metadata)
     return table
 

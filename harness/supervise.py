@@ -119,8 +119,9 @@ class Supervisor:
     def record_failure(self, cell: Cell, status: str, message: str, phase: str | None) -> None:
         """Write the row of a cell whose worker could not."""
         base = base_row(
-            self.common["run"], cell, self.settings, machine=self.common["machine"],
-            text=self.common["text_label"], weights=self.common["weights"].get(cell.architecture),
+            self.common["run"], cell, self.settings,
+            machine=self.common["machine"], text=self.common["sources"].get(cell.suite),
+            weights=self.common["weights"].get(cell.architecture),
         )  # fmt: skip
         row = failure_row(base, status, message, phase)
         write_rows(self.out / "cells" / f"{cell.key}.parquet", [row])
@@ -174,6 +175,8 @@ class _Listener:
             self.deadline = time.monotonic() + self.supervisor.settings.timeout_s
         elif event["event"] == "phase":
             self.phase = event["phase"]
+            if self.phase == "allocate":  # so does each of its batches
+                self.deadline = time.monotonic() + self.supervisor.settings.timeout_s
             self.marks.append({k: event[k] for k in ("t_s", "cell", "phase", "architecture")})
         elif event["event"] == "done":
             self.flying = self.flying or event["cell"]

@@ -1,9 +1,10 @@
 """One process per job: `python -m harness.worker JOB.json`.
 
-Contract (version 3; a worker of another checkout can be driven by the same file):
+Contract (version 4; a worker of another checkout can be driven by the same file):
 
     in     JOB.json  {"version", "run", "out", "parent_pid", "settings", "text", "text_label",
-                      "machine", "weights", "checkpoint", "architectures", "groups": [[cell, ...], ...]}
+                      "sources", "machine", "weights", "checkpoint", "architectures",
+                      "groups": [[cell, ...], ...]}
     out    out/cells/KEY.parquet, one per cell, the moment it is finished
     stdout one JSON object per line: start, phase, done, failed (all with t_s on time.monotonic)
     exit   0 all groups done; 10 a cell failed and has its row, a fresh worker should go on;
@@ -20,15 +21,18 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .machine_limits import die_with_parent, lift_memory_limit, limit_memory
 from .plan import Cell, Settings
 from .rows import base_row, failure_row
 from .store import Row, first_line, write_rows
 
-#: 1: first version. 2: settings name a checkpoint and its tokenizer. 3: fingerprints of what is opened.
-CONTRACT_VERSION = 3
+if TYPE_CHECKING:
+    from .journal import Journal
+
+#: 2: settings name a checkpoint and its tokenizer. 3: fingerprints of what is opened. 4: sources of suites.
+CONTRACT_VERSION = 4
 EXIT_CELL_FAILED, EXIT_CANNOT_WRITE, EXIT_ENVIRONMENT = 10, 11, 12
 
 
@@ -39,6 +43,7 @@ class Worker:
         self.job, self.settings = job, Settings(**job["settings"])
         self.out = Path(job["out"])
         self.models: dict[str, Any] = {}
+        self.suites: dict[str, Any] = {}
         self.pretrained: Any = None  # the checkpoint of --model
         self.shared: dict[tuple[str, str], Any] = {}
         self.load_s: dict[str, float] = {}
@@ -54,6 +59,7 @@ class Worker:
         """All groups in order; see the module for the exit codes."""
         import torch
 
+        from suites.data import cache_folder
         from suites.suite import Context
         from suites.text import resolve
         from suites.tokenizer import ByteTokenizer
@@ -66,7 +72,7 @@ class Worker:
         torch.set_num_threads(self.settings.threads)
         text = None
         if self.job["text_label"] is not None:
-            text = resolve(self.job["text"], data_dir=Path.cwd() / "data")
+            text = resolve(self.job["text"], data_dir=cache_folder())
             if text.label != self.job["text_label"]:
                 raise ValueError(_changed("text", self.job["text_label"], text.label))
         tokenizer, path = ByteTokenizer(), self.settings.model
@@ -76,12 +82,23 @@ class Worker:
                 raise ValueError(_changed("checkpoint", self.job["checkpoint"], now))
             self.pretrained, tokenizer = opened.pretrained, opened.tokenizer
         self.context = Context(tokenizer, text, self.settings.seed)
+        self.load_suites()
         if self.settings.memory_limit_bytes is not None:
             self.limit_memory(self.settings.memory_limit_bytes)
         for group in self.job["groups"]:
             if not self.run_group([Cell(**cell) for cell in group]):
                 return EXIT_CELL_FAILED
         return 0
+
+    def load_suites(self) -> None:
+        """Each suite once; what it reads is still what the cells' keys name. Raises ValueError."""
+        import suites
+
+        for spec in dict.fromkeys(cell["suite"] for group in self.job["groups"] for cell in group):
+            self.suites[spec] = suites.load(spec, self.context)
+            before, now = self.job["sources"][spec], self.suites[spec].source()
+            if now != before:
+                raise ValueError(_changed(f"data of suite '{spec}'", before, now))
 
     def check_architectures(self) -> None:
         """Files of the user's are still those that the cells' keys name. Raises ValueError."""
@@ -125,6 +142,7 @@ class Worker:
             for cell in group:
                 current = cell
                 write_rows(self.out / "cells" / f"{cell.key}.parquet", rows[cell.key])
+                self.journal(cell).discard()
                 self.say("done", cell=cell.key)
             return True
         except OSError as error:
@@ -155,14 +173,13 @@ class Worker:
 
     def base(self, cell: Cell, **known: Any) -> Row:
         return base_row(
-            self.job["run"], cell, self.settings, machine=self.job["machine"],
-            text=self.job["text_label"], weights=self.job["weights"].get(cell.architecture), **known,
+            self.job["run"], cell, self.settings,
+            machine=self.job["machine"], text=self.job["sources"].get(cell.suite),
+            weights=self.job["weights"].get(cell.architecture), **known,
         )  # fmt: skip
 
     def measure(self, cell: Cell, repeat: int | None) -> list[Row]:
         """One execution of a cell."""
-        import suites
-
         from .measure import Measurement
 
         self.phase = "load"
@@ -172,12 +189,19 @@ class Worker:
             torch.cuda.empty_cache()  # else NVML shows the previous cell's pool
         model = self.model(cell.architecture)
         return Measurement(
-            model, suites.load(cell.suite, self.context), cell, self.settings, repeat,
+            model, self.suites[cell.suite], cell, self.settings, repeat,
             base=self.base,
             on_phase=lambda phase: self.enter(phase, cell),
             load_s=self.load_s.pop(cell.architecture, None) if repeat in (None, 0) else None,
             context_length=self.pretrained and self.pretrained.context_length,
+            journal=self.journal(cell) if repeat is None else None,
         ).measure()  # fmt: skip
+
+    def journal(self, cell: Cell) -> Journal:
+        """Batches that an earlier process finished of this very cell."""
+        from .journal import Journal
+
+        return Journal(self.out / "unfinished" / f"{cell.key}.jsonl")
 
     def enter(self, phase: str, cell: Cell) -> None:
         self.phase = phase

@@ -32,7 +32,12 @@ class Case:
     """One request. Lengths may differ between the cases of a cell (ragged batches).
 
     `id` is stable across runs and machines; `seed` drives a policy's own randomness (the `random`
-    control) and depends on the id alone.
+    control) and depends on the id alone. Cases with the same prompt and seed are one request until their
+    continuations part (several answers to one question; one that is scored and one that is generated):
+    the prompt goes through the cache once.
+
+    `watched` names spans [start, stop) of the prompt; whether the cache still holds them when the prompt
+    ends and when the answer is given becomes rows (`watched_held_share`, its `bin` the span's number).
     """
 
     id: str
@@ -45,6 +50,7 @@ class Case:
     axes: Axes = field(default_factory=dict)
     target: Any = None
     seed: int = 0
+    watched: tuple[tuple[int, int], ...] = ()
 
     @property
     def num_tokens(self) -> int:
@@ -62,12 +68,14 @@ class Answer:
     """What the harness observed for one Case.
 
     `tokens` are the generated (or forced) ids; `logprobs` their natural-log probabilities, same
-    length; `text` the decoded generation up to the first stop string.
+    length; `text` the decoded generation up to the first stop string. `greedy` tells of forced tokens
+    whether each was the likeliest one.
     """
 
     tokens: tuple[int, ...]
     logprobs: tuple[float, ...]
     text: str = ""
+    greedy: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -90,6 +98,8 @@ class Suite:
     axis: ClassVar[str] = "quality"
     #: Latency suites are timed: several architectures share one process, repeats interleaved.
     interleaved: ClassVar[bool] = False
+    #: Most requests that may run together, where that is less than the run's own `batch`; None: no limit.
+    most_together: ClassVar[int | None] = None
     #: Whether another library drives: then `drive` is called instead of `cells().cases()` and `score`.
     driven: ClassVar[bool] = False
     #: Whether cases() reads `context.text`.
@@ -107,8 +117,11 @@ class Suite:
         """The Cases of one cell, always the same ones for the same context."""
         raise NotImplementedError
 
-    def score(self, case: Case, answer: Answer) -> dict[str, float]:
-        """Metrics of one Case; names must stand in `harness.metrics` or are drawn as plain numbers."""
+    def score(self, case: Case, answer: Answer) -> dict[str, float | Sequence[float]]:
+        """Metrics of one Case; names must stand in `harness.metrics` or are drawn as plain numbers.
+
+        A list is a histogram: one row per entry, its `bin` counted from 0.
+        """
         raise NotImplementedError
 
     def drive(self, cell: Axes, run: Callable[[Sequence[Case]], list[Answer]]) -> dict[str, float]:
@@ -118,6 +131,13 @@ class Suite:
         and evictions are recorded on the way. Returns the metrics of the whole cell.
         """
         raise NotImplementedError
+
+    def source(self) -> str | None:
+        """The label of what was read, for rows and for the cells' keys; None: nothing was.
+
+        A suite with data of its own must override it (`suites.data.label`), or changed data finds old cells.
+        """
+        return self.context.text.label if self.needs_text and self.context.text else None
 
     def notes(self) -> dict[str, str]:
         """Facts that every row of this suite carries, e.g. which protocol was followed."""

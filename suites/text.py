@@ -1,7 +1,7 @@
 """Where real text comes from, and the hash that says which text it was.
 
     1  --text FILE | FOLDER            the user's own (*.txt, *.txt.gz; a PG-19 folder is recognised)
-    2  <data folder>/pg19/<split>/     books imported, or fetched by `offer_books`
+    2  <cache>/pg19/<split>/           books imported, or fetched by `offer_books` (`suites.data`)
     3  $KVMARK_DATA/pg19/<split>/      a folder of the user's, with pg19/index.jsonl
     4  pydoc_data.topics               the English prose that every CPython carries
 

@@ -223,7 +223,7 @@ def last_words(tmp_path: Path, script: str) -> dict[str, str]:
         "def say(event, cell, **more):\n"
         "    print(json.dumps({'event': event, 'cell': cell, 't_s': 0, **more}), flush=True)\n" + script
     )
-    common = {"run": "r", "machine": "m", "text_label": None, "weights": {}}
+    common = {"run": "r", "machine": "m", "sources": {}, "weights": {}}
     supervisor = Supervisor(tmp_path, Settings("tiny", timeout_s=5), common)
     cells = {key: Cell(key, "transformer", "decode", {"context": 1}) for key in "abc"}
     with (

@@ -84,7 +84,7 @@ def refusal_of_worker(desk: Path, prepared, **changes) -> str:
     """What a worker process says to its job file, which has no cell to measure; "" if all is well."""
     job = {
         "version": CONTRACT_VERSION, "parent_pid": os.getpid(), "run": "r", "out": "r", "text": None,
-        "text_label": None, "machine": "m", "weights": {}, "groups": [], "architectures": {},
+        "text_label": None, "sources": {}, "machine": "m", "weights": {}, "groups": [], "architectures": {},
         "settings": asdict(prepared.settings), "checkpoint": prepared.checkpoint,
     }  # fmt: skip
     (desk / "JOB.json").write_text(json.dumps(job | changes))

@@ -10,7 +10,7 @@ from harness.execute import execute
 from harness.plan import Cell, Settings
 from harness.retained import BINS, Retained, averaged, retained
 from harness.rows import base_row, retained_rows
-from harness.store import ROWS_VERSION, SCHEMA, Row, read_table, write_rows, write_table
+from harness.store import ADDED, ROWS_VERSION, SCHEMA, Row, read_table, write_rows, write_table
 from suites.suite import Case
 from suites.tokenizer import ByteTokenizer
 
@@ -96,24 +96,25 @@ def test_the_loop_reads_it_from_the_cache_under_test(network):
     assert execute(full, cases, ByteTokenizer(), "cpu")[1].retained == []
 
 
-# --- rows of version 1 ----------------------------------------------------------------------------
+# --- rows of older versions ------------------------------------------------------------------------
 
 
-def old_table() -> pa.Table:
+def old_table(version: int) -> pa.Table:
     record = {name: value for name, value in vars(Row("r", "c", "a", "s", "m", 1.0, "u", step=3)).items()}
-    fields = [field for field in SCHEMA if field.name not in ("layer", "bin")]
-    schema = pa.schema(fields, metadata={"kvmark_schema": "1"})
+    fields = [field for field in SCHEMA if ADDED.get(field.name, 0) <= version]
+    schema = pa.schema(fields, metadata={"kvmark_schema": str(version)})
     return pa.Table.from_pylist([{field.name: record[field.name] for field in fields}], schema=schema)
 
 
-def test_rows_of_version_1_are_read_with_nulls(tmp_path):
-    write_table(tmp_path / "old.parquet", old_table())
-    write_rows(tmp_path / "new.parquet", [Row("r", "c", "a", "s", "m", 1.0, "u", layer=2, bin=0)])
+@pytest.mark.parametrize("version", [1, 2])
+def test_older_rows_are_read_with_nulls(tmp_path, version):
+    write_table(tmp_path / "old.parquet", old_table(version))
+    write_rows(tmp_path / "new.parquet", [Row("r", "c", "a", "s", "m", 1.0, "u", layer=2, bin=0, answer="é")])
     old, new = (read_table(tmp_path / f"{name}.parquet") for name in ("old", "new"))
-    assert old.schema.equals(new.schema, check_metadata=True) and ROWS_VERSION == 2
-    assert pa.concat_tables([old, new]).select(["step", "layer", "bin"]).to_pylist() == [
-        {"step": 3, "layer": None, "bin": None},
-        {"step": None, "layer": 2, "bin": 0},
+    assert old.schema.equals(new.schema, check_metadata=True) and max(ADDED.values()) == ROWS_VERSION
+    assert pa.concat_tables([old, new]).select(["step", *ADDED]).to_pylist() == [
+        {"step": 3, "layer": None, "bin": None, "answer": None},
+        {"step": None, "layer": 2, "bin": 0, "answer": "é"},
     ]
 
 

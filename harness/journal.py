@@ -1,0 +1,83 @@
+"""Finished batches of a cell that is not finished: one JSON line each, so that a killed cell goes on.
+
+A cell's file lies in `unfinished/` of the run folder and is named by the cell's key, which holds everything
+that determines its numbers: model, weights, policy and budget, dtype, text, settings, sources. Another
+budget has another key, and so never finds these answers. A line that was cut off is as good as none.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from suites.suite import Answer, Case
+
+from .retained import Retained
+from .store import Row
+
+
+@dataclass
+class Batch:
+    """What one batch of cases left behind."""
+
+    base: Row  # what its rows share
+    answers: list[Answer]
+    evicted: list[int]
+    rows: list[Row] = field(default_factory=list)
+    retained: list[Retained] = field(default_factory=list)
+
+
+class Journal:
+    """Batches by what was asked. Reads the file when made; `put` appends and waits for the disk."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.batches: dict[str, Batch] = {}
+        try:
+            lines = path.read_bytes().split(b"\n")
+        except FileNotFoundError:
+            return
+        for line in lines:
+            try:
+                record = json.loads(line)
+                self.batches[record["asked"]] = _batch(record)
+            except (ValueError, KeyError, TypeError):
+                continue  # cut off by whatever ended the process: measured again
+
+    def get(self, cases: Sequence[Case]) -> Batch | None:
+        return self.batches.get(_asked(cases))
+
+    def put(self, cases: Sequence[Case], batch: Batch) -> None:
+        """Raises OSError."""
+        record = {"asked": _asked(cases)} | dataclasses.asdict(batch)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("ab") as file:
+            # A line that was cut off before must not swallow this one.
+            file.write(b"\n" + json.dumps(record).encode("utf-8") + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def discard(self) -> None:
+        """The cell is finished: its own file has everything."""
+        self.path.unlink(missing_ok=True)
+
+
+def _asked(cases: Sequence[Case]) -> str:
+    """A hash over all that a batch of cases asks."""
+    parts = [(c.id, c.prompt, c.forced, c.max_new_tokens, c.stop, c.seed) for c in cases]
+    return hashlib.sha256(json.dumps(parts).encode("utf-8")).hexdigest()
+
+
+def _batch(record: dict) -> Batch:
+    return Batch(
+        Row(**record["base"]),
+        [Answer(tuple(a["tokens"]), tuple(a["logprobs"]), a["text"], a["greedy"]) for a in record["answers"]],
+        list(record["evicted"]),
+        [Row(**row) for row in record["rows"]],
+        [Retained(r["layer"], r["recent"], r["first"], tuple(r["ages"])) for r in record["retained"]],
+    )
