@@ -61,6 +61,8 @@ class Evictor(LayerCache):
         super().__init__(request.batch, specs | memory, request.device)
         self.slot_elements, self.reach = heads.slot_elements, S
         self.rows["sorted"] = [1] * request.batch  # whether slots lie in temporal order
+        # `bulk` is for prompts: of undeclared length, every call of several tokens is taken for one.
+        self.rows["prompt"] = request.prompts or [request.capacity] * request.batch
 
     # --- the policy -------------------------------------------------------------------------------
 
@@ -106,7 +108,9 @@ class Evictor(LayerCache):
             self.count(row_lengths(valid, len(out), 1))
             return out
         call = prompt.Call(q_BTHD, k_BTGD, v_BTGD, positions_BT, valid)
-        return (prompt.bulk if self.bulk else prompt.stepwise)(self, call)
+        rows = zip(self.rows["seen"], self.rows["prompt"], call.lengths, strict=True)
+        reads_prompt = any(seen < prompt for seen, prompt, length in rows if length)
+        return (prompt.bulk if self.bulk and reads_prompt else prompt.stepwise)(self, call)
 
     def per_choice(self, probs_BHTn: Tensor) -> Tensor:
         """Mean over the query heads of each choice: (B,P,T,n)."""

@@ -21,7 +21,7 @@ def test_cache_bytes_by_formula(network, dtype, b):
         "tova:budget=9,positions=compressed": (B, slots + free),
         "h2o:budget=9": (B, G * (slots + free + B * wide)),
         "h2o:budget=9,select=layer": (B, slots + free + B * wide),
-        "scissorhands:budget=9,history=7,recent=2": (B, G * (slots + free + 7 * B)),
+        "scissorhands:budget=9,history=7,recent=2": (B, G * (slots + free + B)),
         "snapkv:budget=9,window=4": (N, G * N * 4),
         "short:budget=9": (9, 0),
         "short:budget=9,mode=truncate": (18, 0),

@@ -11,8 +11,8 @@ tokens are protected. Every KV head chooses for itself.
 Deviations, stated: this is the paper's fixed-budget form, but one token goes per step, where the paper drops
 several at once every so often; among equal counts the oldest goes; with grouped queries a KV head's
 probability is the mean over its query heads. The authors' evaluation code has a threshold instead of a
-budget and is a different rule. Counting the last `history` rows takes that many bits of memory per key: an
-unbounded history would be a table of queries by keys.
+budget and is a different rule. Counting the last `history` rows takes that many bits of memory per key and
+KV head, eight to a byte: an unbounded history would be a table of queries by keys.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Options:
 class ScissorhandsCache(Evictor):
     """A key is worth minus the number of recent rows that found it unimportant.
 
-    `low` (B,G,history,S) is a ring over rows: the row of position t lies at t mod history.
+    `low` (B,G,history/8,S) is a ring over rows, a bit each: the row of position t is number t mod history.
     """
 
     remembers, rowwise = True, True
@@ -59,25 +59,30 @@ class ScissorhandsCache(Evictor):
         super().__init__(heads, request, options.budget, per_head=True, bulk=options.prompt == "bulk")
 
     def remembered(self, wide):
-        return {"low": TensorSpec((self.choices, self.recall, self.slots), torch.bool, "metadata")}
+        return {"low": TensorSpec((self.choices, -(-self.recall // 8), self.slots), torch.uint8, "metadata")}
 
     def observe(self, meta, rows_BPTn, pos_BPn, positions_BT):
-        for start in range(0, positions_BT.shape[1], self.recall):
-            part = slice(start, start + self.recall)
-            self._note(meta["low"], rows_BPTn[:, :, part], pos_BPn, positions_BT[:, part])
-
-    def _note(self, ring_BPRn, rows_BPTn, pos_BPn, positions_BT) -> None:
         visible = self.visible(pos_BPn, positions_BT)
-        low = visible & (rows_BPTn * visible.sum(-1, keepdim=True) < 1)
-        # Padding has lines of its own, as if it went on counting, and leaves them as they are.
-        steps = torch.arange(positions_BT.shape[1], device=low.device)
-        line = ((positions_BT[:, :1].clamp(min=0) + steps) % self.recall)[:, None, :, None].expand_as(low)
-        real = (positions_BT >= 0)[:, None, :, None]
-        ring_BPRn.scatter_(2, line, torch.where(real, low, ring_BPRn.gather(2, line)))
+        low = (visible & (rows_BPTn * visible.sum(-1, keepdim=True) < 1)).to(torch.uint8)
+        for t in range(positions_BT.shape[1]):
+            position = positions_BT[:, t, None, None, None]
+            line = position.clamp(min=0) % self.recall  # of padding, too, which leaves it as it is
+            byte = (line // 8).expand(-1, low.shape[1], 1, low.shape[3])
+            bit = torch.bitwise_left_shift(torch.ones_like(line), line % 8).to(torch.uint8)
+            held = meta["low"].gather(2, byte)
+            noted = (held & ~bit) | (low[:, :, t, None] * bit)
+            meta["low"].scatter_(2, byte, torch.where(position >= 0, noted, held))
 
     def rate(self, meta, row_BPn, pos_BPn, newest_B):
-        count = -meta["low"].sum(2).to(torch.float32)
+        count = -_ones(meta["low"]).sum(2, dtype=torch.float32)
         return count.masked_fill(pos_BPn > newest_B[:, None, None] - self.recent, float("inf"))
+
+
+def _ones(x: torch.Tensor) -> torch.Tensor:
+    """How many bits of each byte are set: sums of neighbours, then of pairs, then of fours."""
+    x = (x & 0x55) + ((x >> 1) & 0x55)
+    x = (x & 0x33) + ((x >> 2) & 0x33)
+    return (x & 0x0F) + (x >> 4)
 
 
 class Model(Decoder):

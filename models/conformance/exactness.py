@@ -109,6 +109,24 @@ def declared_prompts_may_be_cut(s: Subject) -> None:
         equal(kept, positions_held(caches[0])[state], f"what {state} holds at the end", **setting)
 
 
+def _more_than_prompts(s: Subject) -> str:
+    return "" if s.model().prompt_mode == "bulk" else _calls_decide(s)
+
+
+@law(budget="tight", shapes=("conv",), excuse=_more_than_prompts)
+def after_a_declared_prompt_calls_do_not_matter(s: Subject) -> None:
+    """Text that is scored many tokens per call meets the same policy as text that is generated."""
+    model, ids, seeds, prompt = s.model(), s.ids(2), [3, 4], 13
+    caches, logits = [], []
+    for cut in ([1] * (s.length - prompt), [9, 1, s.length - prompt - 10]):
+        caches.append(model.new_cache(2, s.length, seeds=seeds, prompts=[prompt] * 2))
+        logits.append(s.run(ids, [prompt, *cut], caches[-1]))
+    setting = {"batch": 2, "cuts": [prompt, *cut], "prompts": [prompt] * 2, "seeds": seeds}
+    same(logits[1], logits[0], 1e-11, "calls of several tokens and single ones", **setting)
+    for state, kept in positions_held(caches[1]).items():
+        equal(kept, positions_held(caches[0])[state], f"what {state} holds at the end", **setting)
+
+
 @law(covers="Y7")
 def the_future_is_unknown(s: Subject) -> None:
     """Changing token t changes logits from t on and none before, in forward and through the cache."""
