@@ -177,7 +177,7 @@ def _go_on(
     prefill_chunk: int | None,
 ) -> tuple[list[Answer], Part]:
     """One part of a batch, from the first logits to its answers."""
-    segment = min(SCORE_SEGMENT, prefill_chunk or SCORE_SEGMENT)
+    segment = score_segment(model.block_tokens, prefill_chunk)
     modes = {
         "score": f"cache-extend, segments of {segment}",
         "decode": "cache-step",
@@ -197,6 +197,17 @@ def _go_on(
         answers = score_steps(cases, logits)
     part.num_tokens = sum(len(answer.tokens) for answer in answers)
     return answers, part
+
+
+def score_segment(block: int, chunk: int | None) -> int:
+    """Tokens per `extend` when a continuation is scored: whole blocks of a policy that works in blocks.
+
+    A chunk that the user chose is kept to, even where it is shorter than a block.
+    """
+    most = min(SCORE_SEGMENT, chunk or SCORE_SEGMENT)
+    if most >= block:
+        return most // block * block
+    return block if chunk is None else min(block, chunk)
 
 
 def _prefill(

@@ -87,6 +87,36 @@ def attention(
     return out.transpose(1, 2)
 
 
+def causal_tail(q_BTHD: Tensor, k_BGSD: Tensor, v_BGSD: Tensor, scale: float) -> Tensor:
+    """Causal attention of the newest T of S tokens, whose keys and values are the last ones -> (B,T,H,D).
+
+    On a CPU older keys and the call's own are two passes, joined by their log-sum-exps: no (T,S) mask is made
+    or read, so that a prompt in chunks costs what it costs at once. Elsewhere a mask per block of queries.
+    """
+    (B, T, H, D), (G, S) = q_BTHD.shape, k_BGSD.shape[1:3]
+    if S == T:
+        return attention(q_BTHD, k_BGSD, v_BGSD, scale, causal=True)
+    if not q_BTHD.is_cpu or q_BTHD.requires_grad:  # a log-sum-exp has no gradient there
+        outs = []
+        for start in range(0, T, QUERY_BLOCK):
+            stop = min(start + QUERY_BLOCK, T)
+            seen = S - T + stop
+            mask = torch.ones(stop - start, seen, dtype=torch.bool, device=q_BTHD.device).tril(S - T + start)
+            k, v = k_BGSD[:, :, :seen], v_BGSD[:, :, :seen]
+            outs.append(attention(q_BTHD[:, start:stop], k, v, scale, mask[None]))
+        return torch.cat(outs, 1)
+    flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    q_BHTD = q_BTHD.transpose(1, 2)
+    own = [x[:, :, S - T :].repeat_interleave(H // G, 1) for x in (k_BGSD, v_BGSD)]
+    new, new_lse = flash(q_BHTD, *own, 0.0, True, scale=scale)
+    # Queries of one KV head become rows, so that K and V are read once.
+    rows = q_BHTD.reshape(B, G, -1, D)
+    old, old_lse = flash(rows, k_BGSD[:, :, : S - T], v_BGSD[:, :, : S - T], 0.0, False, scale=scale)
+    share = torch.sigmoid(new_lse - old_lse.reshape(new_lse.shape))[..., None]
+    old = old.reshape(new.shape)
+    return torch.lerp(old.to(share.dtype), new.to(share.dtype), share).to(q_BTHD.dtype).transpose(1, 2)
+
+
 def _step_by_products(q_B1HD: Tensor, k_BGSD: Tensor, v_BGSD: Tensor, scale: float) -> Tensor:
     """One query per row over many keys, in the order of operands in which K and V stream fastest."""
     B, _, H, D = q_B1HD.shape

@@ -9,7 +9,7 @@ import torch
 
 import models
 from harness import execute as loop
-from harness.execute import execute
+from harness.execute import execute, score_segment
 from models.architecture import Architecture
 from models.conformance.options import with_budget
 from models.spec import canonical
@@ -204,6 +204,12 @@ def test_what_is_timed_step_by_step_stands_alone(model):
     for mixed in (asking([4], [4]), forced([(4, 4)])):
         with pytest.raises(ValueError, match="cannot share a batch"):
             execute(net, mixed + forced([(4, 4)], step=True), TOKENIZER, "cpu")
+
+
+def test_scored_segments_are_whole_blocks():
+    """At most 512 tokens or the user's chunk, except that one block is the least that makes sense."""
+    found = [score_segment(block, chunk) for block in (1, 100, 600) for chunk in (None, 70, 350, 5000)]
+    assert found == [512, 70, 350, 512, 500, 70, 300, 500, 600, 70, 350, 600]
 
 
 @pytest.mark.parametrize("spec", sorted({*specs(N), *specs(TIGHT)}))

@@ -220,6 +220,7 @@ class Model(Decoder):
 
     def __init__(self, shape, options) -> None:
         super().__init__(shape, options)
+        self.block_tokens = options.block_tokens
         self.compressors = nn.ModuleList(Compressor(shape.head_dim, options) for _ in range(shape.num_layers))
         if options.lora:
             add_lora(self.blocks, options.lora)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..attention import QUERY_BLOCK, Heads, attention, never_empty
+from ..attention import QUERY_BLOCK, Heads, attention, causal_tail, never_empty
 from ..cache import LayerCache, Ragged, Request, TensorSpec, row_lengths
 from ..decoder import Decoder
 from ..ring import WindowCache
@@ -51,10 +51,7 @@ class FullCache(LayerCache):
         k, v, scale = self.tensors["k"][:, :, :held], self.tensors["v"][:, :, :held], self.heads.scale
         window = self.heads.window or held
         if self.uniform(valid) and window >= held:
-            if T == 1:
-                return attention(q_BTHD, k, v, scale)
-            if held == T:
-                return attention(q_BTHD, k, v, scale, causal=True)
+            return attention(q_BTHD, k, v, scale) if T == 1 else causal_tail(q_BTHD, k, v, scale)
         slots = torch.arange(held, device=q_BTHD.device)
         outs = []
         for start in range(0, T, QUERY_BLOCK):
