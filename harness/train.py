@@ -49,9 +49,10 @@ class Order:
         parts = [f"kvmark train {spec} --data {text} --seed {self.seed}"]
         given = {"model": model, "recipe": self.recipe, "period": self.period, "sequences": self.sequences}
         given["tokens"] = self.tokens
+        given["tokenizer"] = None if self.tokenizer is None else "TOKENIZER_FILE"
         given["induction-heads"] = None if self.induction_heads == 2 else self.induction_heads
         parts += [f"--{name} {value}" for name, value in given.items() if value is not None]
-        return " ".join(parts)
+        return " ".join([*parts, *["--allow-pickle"] * self.allow_pickle])
 
 
 def train(
@@ -101,7 +102,7 @@ def train(
 def network(spec: str, books: list[tuple[str, bytes]], hashes: dict[str, str], order: Order) -> Training:
     """A member of the byte-level family, from its initial values on."""
     import models
-    from models.initialisation import INDUCTION_NOTE
+    from models.initialisation import induction_note
     from models.shapes import SHAPES
     from models.training import fit, prepare
     from suites.training_mix import TrainingMix
@@ -121,7 +122,7 @@ def network(spec: str, books: list[tuple[str, bytes]], hashes: dict[str, str], o
         fit=functools.partial(fit, model, mix.batch, recipe, device=order.device),
         state=model.state_dict,
         data=mix.card() | books_card(hashes),
-        notes=INDUCTION_NOTE.format(heads=heads) if heads else "No hand-set start.",
+        notes=induction_note(heads, getattr(options, "self_layers", 0)) if heads else "No hand-set start.",
         command=order.command(spec),
         line=mix_line,
     )

@@ -223,7 +223,8 @@ def _notes(options: Any, frozen: Frozen) -> str:
         also = "embedding, norms and LoRA" if options.lora else "embedding and norms"
         tuned = f"With them {also} were tuned, so baselines without that tuning are no fair comparison. "
     where = f"block by block through the measured cache; base fingerprint {frozen.base.fingerprint}."
+    frozen_or_not = "" if tuned else "frozen "
     return (
-        f"Compressors on the frozen '{frozen.base.name}' weights (trainable={options.trainable}), trained "
-        f"{where} {tuned}{frozen.notes}"
+        f"Compressors on the {frozen_or_not}'{frozen.base.name}' weights (trainable={options.trainable}), "
+        f"trained {where} {tuned}{frozen.notes}"
     ).rstrip()

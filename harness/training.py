@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
 import json
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -62,6 +64,11 @@ def carry_out(
 
     start, recipe = time.monotonic(), training.recipe
     unfinished = out / f"{training.name}.training.pt"
+    out.mkdir(parents=True, exist_ok=True)  # a folder that cannot be written is found now, not after hours
+    if not os.access(out, os.W_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(out))
+    if (finished := out / f"{training.name}.json").exists():
+        raise ValueError(f"{finished} is a finished training; choose another --out or delete it.")
     log = training.fit(on_log=on_log, checkpoint_path=unfinished, origin=origin(training))
     card = {
         "architecture": training.spec,

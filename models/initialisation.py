@@ -26,11 +26,14 @@ from torch import Tensor, nn
 #: Fall of the taps with distance: nearer bytes weigh more in the hash.
 HASH_TAPS = (1.0, 0.8, 0.6)
 
-#: Goes into the card of every network that began with induction heads.
-INDUCTION_NOTE = (
-    "Hand-set start: {heads} heads of each global layer in the upper half began as induction heads "
-    "(query and key hash three bytes alike); all parameters were trained from there."
-)
+
+def induction_note(heads: int, self_layers: int = 0) -> str:
+    """What goes into the card of a network that began with induction heads; 0 self layers: half of them."""
+    where = "layer that reads the shared cache" if self_layers else "global layer in the upper half"
+    return (
+        f"Hand-set start: {heads} heads of each {where} began as induction heads (query and key hash three "
+        "bytes alike); all parameters were trained from there."
+    )
 
 
 def _generator(seed: int, name: str) -> torch.Generator:
@@ -81,7 +84,8 @@ def induction_heads(model: nn.Module, heads: int = 2, seed: int = 0) -> None:
 
     Transformer: layers L/2 .. L-1, each with its own key. YOCO: every cross layer, whose queries
     all take after the one shared key. 0 heads do nothing. Raises ValueError where a layer has no
-    convolution of at least 4 taps or no softmax, or where heads share keys (GQA).
+    convolution of at least 4 taps or no softmax, where heads share keys (GQA), or where rotary positions
+    turn every channel: then a match would count less with distance, and the heads would be none.
     """
     if heads == 0:
         return
@@ -91,6 +95,11 @@ def induction_heads(model: nn.Module, heads: int = 2, seed: int = 0) -> None:
     if shape.num_heads != shape.num_kv_heads:
         raise ValueError(
             "induction heads need as many KV heads as query heads: with GQA a key serves several."
+        )
+    if getattr(model.options, "rope", "shape") == "official":
+        raise ValueError(
+            "hand-set induction heads need cross layers without rotary positions, and rope=official turns "
+            "them all; train with --induction-heads 0."
         )
     channels, all_heads = heads * shape.head_dim, shape.num_heads * shape.head_dim
     if hasattr(model, "kv"):
