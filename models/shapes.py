@@ -26,7 +26,7 @@ def _scaling(name: str, dim: int, layers: int, heads: int) -> Shape:
 SHAPES: dict[str, Shape] = {
     shape.name: shape
     for shape in (
-        # The shipped family: byte-level, equal parameters within 0.4 % (DECISIONS.md).
+        # The shipped family: byte-level, equal parameters within 0.4 % (the weights' cards).
         Shape(
             name="family", vocab=260, dim=128, num_layers=4, num_heads=4, num_kv_heads=4, ffn_dim=320,
             ffn_dim_swa=340, ffn_dim_retention=320, window=128, rope_fraction=0.5, rope_upper=False,

@@ -107,11 +107,16 @@ def _convert(text: str, kind: Any, what: str) -> Any:
 
 
 def canonical(name: str, options: Any) -> str:
-    """The shortest spec string that gives these options: only what differs from the defaults."""
+    """The shortest spec string that gives these options: what differs from the defaults, and the budget.
+
+    A budget is stated even where it is the default, since no number of a policy means anything without it;
+    a budget in bytes takes its place.
+    """
     parts = []
     for field in dataclasses.fields(options):
         value = getattr(options, field.name)
-        if value != field.default:
+        stated = field.name == "budget" and getattr(options, "budget_bytes", None) is None
+        if value != field.default or stated:
             text = "+".join(map(str, value)) if isinstance(value, tuple) else str(value)
             parts.append(f"{field.name}={text.lower() if isinstance(value, bool) else text}")
     return f"{name}:{','.join(parts)}" if parts else name

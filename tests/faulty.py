@@ -41,6 +41,8 @@ class Cache(BudgetedWindow):
             return out * 1.001
         if self.fault == "declared_prompts_may_be_cut" and T == 15:
             return out * 1.001
+        if self.fault == "after_a_declared_prompt_calls_do_not_matter" and T == 9:
+            return out * 1.001
         if self.fault == "the_future_is_unknown" and T > 1:
             return out + 1e-3 * v_BTGD.mean((1, 2), keepdim=True)
         if self.fault == "padding_is_inert" and valid is not None:

@@ -4,7 +4,7 @@ Swept: budgets from 1 to beyond the length, all options, prompt modes, cuts into
 (4 query heads on 1, 2 or 4 KV heads), batches of 1 to 3 rows, rows of unequal length with padding, the
 options of shapes, ties. What disagrees is listed with its case, so a failure is a recipe.
 
-`random` has no reference: it has no rule but its hash. No call here goes beyond the end of a prompt whose
+No call here goes beyond the end of a prompt whose
 length was declared to SnapKV, and what it holds is compared after that end only.
 """
 
@@ -23,7 +23,7 @@ N = 20
 #: One prompt; a prompt, steps and a segment; token by token; chunks, one of them a single token.
 CALLS = ([N], [9, 1, 1, 2, 1, 6], [1] * N, [5, 5, 1, 4, 5])
 MIXED = CALLS[1]
-POLICIES = ["transformer", "window", "streaming", "tova", "h2o", "snapkv", "scissorhands", "short", "lococo"]
+POLICIES = "transformer window streaming tova h2o snapkv scissorhands short lococo random".split()
 #: These never look at scores, so a layer with a window of its own need not hold what it cannot see any more.
 POSITIONS_ONLY = ("transformer", "window", "streaming", "short")
 LOCOCO = (
@@ -60,6 +60,8 @@ def specs(policy: str, budget: int) -> list[str]:
             return [f"{m},recent={r}" for m in modes for r in (0, 3) if r <= budget]
         case "short":
             return [f"{b},mode=split"]
+        case "random":
+            return [b]
         case "lococo":
             kernel = [more if "kernel" in more else f"kernel=3,{more}" for more in LOCOCO]
             return [f"{b},{more}" for more in kernel if budget >= 2]

@@ -185,7 +185,7 @@ def test_budgets_are_shrunk_to_the_tests(tmp_path):
         )
         (tmp_path / f"{name}.py").write_text(text)
     with lookup.known_file(tmp_path / "shrinks.py"):
-        assert specs_for("shrinks") == ["shrinks", "shrinks:budget=41", "shrinks:budget=6,recent=3"]
+        assert specs_for("shrinks") == ["shrinks:budget=64", "shrinks:budget=41", "shrinks:budget=6,recent=3"]
     with lookup.known_file(tmp_path / "floor.py"):
         assert specs_for("floor")[-1] == "floor:budget=12,recent=6"
     with lookup.known_file(tmp_path / "large.py"), pytest.raises(SpecError, match="refused: more, please"):
@@ -193,7 +193,7 @@ def test_budgets_are_shrunk_to_the_tests(tmp_path):
 
 
 def test_choices_are_found():
-    assert "tova:prompt=bulk" in variants("tova")
+    assert "tova:budget=256,prompt=bulk" in variants("tova")
     assert {"yoco:mixer=retention", "yoco:early_exit=false"} <= set(variants("yoco"))
     assert variants("transformer") == variants("window") == []
 
@@ -231,7 +231,8 @@ def test_both_ways_of_importing_work_in_a_file(tmp_path, ask):
     for name, text in (("dotted", HONEST), ("absolute", absolute)):
         (tmp_path / f"{name}.py").write_text(text)
         done = ask("--path", tmp_path / f"{name}.py", "--only", "kept_sets_are_nested")
-        assert done.exit_code == 0 and f"Checked {name}, {name}:budget=41, {name}:budget=6" in done.stdout
+        sizes = ", ".join(f"{name}:budget={budget}" for budget in (64, 41, 6))
+        assert done.exit_code == 0 and f"Checked {sizes}" in done.stdout
     assert "dotted" not in models.names()
     with pytest.raises(SpecError, match="Unknown architecture 'dotted'"):
         models.parse("dotted")

@@ -133,8 +133,9 @@ def test_rope_scalings(scaling, expected):
         parsed = parse(config_of("llama", **{key: scaling}), "x", "config.json", {})
         assert parsed.shape.rope_scaling == expected
         assert parsed.shape.rope_base == 10_000
-    yarn = expected is not None and expected.kind == "yarn"
-    assert parsed.context_length == (max(64, 4 * expected.original_positions) if yarn else 64)
+    stretched = {"yarn": lambda s: max(64, 4 * s.original_positions), "linear": lambda s: 2 * 64}
+    known = expected and stretched.get(expected.kind)
+    assert parsed.context_length == (known(expected) if known else 64)
 
 
 # --- what is not supported ----------------------------------------------------------------------

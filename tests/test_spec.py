@@ -68,16 +68,18 @@ def test_specs_become_typed_options():
 @pytest.mark.parametrize(
     ("spec", "short"),
     [
-        ("tova:budget=256", "tova"),
+        ("tova:budget=256", "tova:budget=256"),
+        ("tova", "tova:budget=256"),
+        ("tova:budget_bytes=99999", "tova:budget_bytes=99999"),
         ("tova:prompt=bulk,budget=64", "tova:budget=64,prompt=bulk"),
         ("yoco:early_exit=true,mixer=swa", "yoco"),
         ("yoco:early_exit=false", "yoco:early_exit=false"),
-        ("lococo:heavy=.25", "lococo:heavy=0.25"),
+        ("lococo:heavy=.25", "lococo:budget=256,heavy=0.25"),
         ("transformer", "transformer"),
     ],
 )
 def test_canonical_specs(spec, short):
-    """One name per set of options: only what differs from the defaults, in the order of the fields."""
+    """One name per set of options: the budget, and what differs from the defaults, in the fields' order."""
     assert models.canonical_spec(spec) == short
     assert models.canonical_spec(short) == short
     assert models.parse(short) == models.parse(spec)
@@ -113,7 +115,7 @@ def test_every_architecture_is_listed_and_builds(network):
     assert {"lococo", "random", "tova", "transformer", "window", "yoco"} <= set(models.names())
     for name in models.names():
         assert models.docline(name)
-        assert models.canonical_spec(name) == name
+        assert models.canonical_spec(name) in (name, f"{name}:budget=256")
         model = network(name)
         assert model.prompt_mode in PROMPT_MODES
         assert model.weight_names(model.options)

@@ -41,9 +41,14 @@ def parse(values: dict[str, Any], name: str, where: str, generation: dict[str, A
     refuse_unsupported(config, FAMILIES[family])
     shape = _shape(config, family, name)
     context = config.whole("max_position_embeddings", MOST_POSITIONS, None)
-    if context is not None and shape.rope_scaling is not None and shape.rope_scaling.kind == "yarn":
-        # Qwen leaves max_position_embeddings at the original length when it switches YaRN on.
-        context = max(context, int(shape.rope_scaling.factor * shape.rope_scaling.original_positions))
+    scaling = shape.rope_scaling
+    if context is not None and scaling is not None:
+        # Qwen leaves max_position_embeddings at the original length when it switches YaRN on, and files with
+        # linear scaling (LongChat, Vicuna-16k) say what it was before.
+        if scaling.kind == "yarn":
+            context = max(context, int(scaling.factor * scaling.original_positions))
+        elif scaling.kind == "linear":
+            context = int(scaling.factor * context)
     bos, eos = _special_tokens(config, family, shape.vocab, Fields(generation, "generation_config.json"))
     return Config(family, shape, context, bos, eos)
 

@@ -16,6 +16,7 @@ from `model.shape`. Slow on purpose. How to read it: `attention.py` (one row of 
 | `windows.py` | transformer, window, streaming |
 | `tova.py`, `h2o.py`, `snapkv.py`, `scissorhands.py` | scored eviction |
 | `lococo.py` | compression by a convolution |
+| `chance.py` | the random control |
 | `short.py` | full attention on a short context |
 | `yoco.py` | YOCO, which is an architecture of its own |
 
@@ -26,6 +27,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from .chance import chance
 from .decoder import decode, weights_of
 from .h2o import h2o
 from .lococo import lococo
@@ -47,6 +49,7 @@ POLICIES = {
     "snapkv": snapkv,
     "scissorhands": scissorhands,
     "lococo": lococo,
+    "random": chance,
 }
 
 
