@@ -125,7 +125,7 @@ class Measurement:
     def _message(self, batch: Sequence[Case]) -> str | None:
         """What must be said with every number of these cases."""
         shape, options = getattr(self.model, "shape", None), getattr(self.model, "options", None)
-        found = [beyond(most_fed(batch), self.context_length)]
+        found = [getattr(self.model, "remark", None), beyond(most_fed(batch), self.context_length)]
         if self.settings.model is not None and shape is not None:
             found.append(within_window(shape, getattr(options, "budget", None)))
         return "; ".join(filter(None, found)) or None

@@ -79,6 +79,8 @@ format_flops = _known(
 )
 format_rate = _known(lambda value: f"{significant(value)} tok/s")
 format_bits = _known(lambda value: f"{value:.3f}")
+#: Shares that their field prints times 100, without a sign.
+format_score = _known(lambda value: f"{100 * value:.1f}")
 
 METRICS: dict[str, Metric] = {
     # latency
@@ -132,6 +134,31 @@ METRICS: dict[str, Metric] = {
     # needle
     "accuracy_strict": Metric("share", "high", "needle, strict", format_share),
     "accuracy_substring": Metric("share", "high", "needle, substring", format_share),
+    "accuracy_any": Metric("share", "high", "any needle", format_share),
+    "accuracy_all": Metric("share", "high", "all needles", format_share),
+    "accuracy_mean": Metric("share", "high", "needles, mean", format_share),
+    # further synthetic retrieval
+    "ruler_all": Metric("share", "high", "all answers", format_share),
+    "ruler_part": Metric("share", "high", "answers, mean", format_share),
+    "recall_accuracy": Metric("share", "high", "recall", format_share),
+    # SCROLLS; the gold answer's likelihood through the same cache
+    "rouge1": Metric("share", "high", "ROUGE-1", format_score),
+    "rouge2": Metric("share", "high", "ROUGE-2", format_score),
+    "rougeL": Metric("share", "high", "ROUGE-L", format_score),
+    "token_f1": Metric("share", "high", "token F1", format_score),
+    "exact_match": Metric("share", "high", "exact match", format_score),
+    "gold_nll_nats": Metric("nats", "low", "gold answer, NLL", format_number),
+    "gold_tokens": Metric("tokens", None, "gold answer, tokens", format_count),
+    "gold_bytes": Metric("bytes", None, "gold answer, bytes", format_count),
+    # lm-eval
+    "acc": Metric("share", "high", "accuracy", format_share),
+    "acc_norm": Metric("share", "high", "accuracy, by length", format_share),
+    "acc_stderr": Metric("share", None, "accuracy, standard error", format_share),
+    "acc_norm_stderr": Metric("share", None, "accuracy by length, standard error", format_share),
+    "exact_match_stderr": Metric("share", None, "exact match, standard error", format_score),
+    "perplexity": Metric("ppl", "low", "perplexity", format_number),
+    "word_perplexity": Metric("ppl", "low", "word perplexity", format_number),
+    "byte_perplexity": Metric("ppl", "low", "byte perplexity", format_number),
     # language modelling
     "nll_nats": Metric("nats", "low", "negative log-likelihood", format_number),
     "num_bytes": Metric("bytes", None, "bytes scored", format_count),
@@ -140,6 +167,8 @@ METRICS: dict[str, Metric] = {
     "bits_per_byte": Metric("bits/byte", "low", "bits/byte", format_bits),
     "token_ppl": Metric("ppl", "low", "token perplexity", format_number),
     "word_ppl": Metric("ppl", "low", "word perplexity", format_number),
+    "bucket_nll_nats": Metric("nats", "low", "negative log-likelihood, by position", format_number),
+    "bucket_tokens": Metric("tokens", None, "tokens scored, by position", format_count),
 }
 
 

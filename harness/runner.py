@@ -128,8 +128,11 @@ def prepare(plan: Plan, commit: str | None = None) -> Prepared:
     ]  # fmt: skip
     remarks = []
     if opened:
-        said_of = {spec: within_window(opened.pretrained.shape, weights[spec].budget) for spec in specs}
-        remarks += [f"{spec}: {said}." for spec, said in said_of.items() if said]
+        idle: dict[str, list[str]] = {}
+        for spec in specs:
+            if said := within_window(opened.pretrained.shape, weights[spec].budget):
+                idle.setdefault(said, []).append(spec)
+        remarks += [f"{', '.join(owners)}: {said}." for said, owners in idle.items()]
     for suite_spec, cls in classes.items():
         suite = prepared.suite(suite_spec)
         prepared.notes[suite_spec], prepared.sources[suite_spec] = suite.notes(), suite.source()

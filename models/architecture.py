@@ -138,6 +138,8 @@ class Architecture(nn.Module):
     #: "bulk", "blockwise", "once" (only prompts are cut), "split" or "truncate" (contexts begin anew).
     #: Instances may override it from their options.
     prompt_mode: str = "parallel"
+    #: What must be said with every number of this very model, None: nothing.
+    remark: str | None = None
     #: Tokens of the blocks into which a call is cut ("blockwise"): calls of whole blocks change nothing.
     block_tokens: int = 1
     #: Which implementation of the operations runs; a column in every row.

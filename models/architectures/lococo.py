@@ -221,6 +221,8 @@ class Model(Decoder):
     def __init__(self, shape, options) -> None:
         super().__init__(shape, options)
         self.block_tokens = options.block_tokens
+        if shape.num_heads != shape.num_kv_heads:
+            self.remark = "LoCoCo under grouped queries is our extension: scores are means over a group"
         self.compressors = nn.ModuleList(Compressor(shape.head_dim, options) for _ in range(shape.num_layers))
         if options.lora:
             add_lora(self.blocks, options.lora)
