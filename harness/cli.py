@@ -2,8 +2,8 @@
 
 Parsing and printing only; heavy imports happen inside the commands, so that --help is instant.
 
-Exit codes: 0 every cell measured (out of memory is a measured outcome); 1 some cell crashed or
-timed out, or a law is broken; 2 wrong usage or bad input; 3 this environment cannot run it; 130 interrupted.
+Exit codes: 0 every cell measured (out of memory is a measured outcome); 1 some cell crashed or timed out,
+a law is broken or data differs; 2 wrong usage or bad input; 3 the environment; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -16,18 +16,22 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from . import data_commands
+
 if TYPE_CHECKING:
     from .plan import Plan
 
 app = typer.Typer(
     name="kvmark",
     help="What does a KV-cache architecture cost, and what does it lose?",
-    epilog="Exit codes: 0 measured, 1 a cell crashed or timed out, or a law is broken, "
+    epilog="Exit codes: 0 measured, 1 a cell crashed or timed out, a law is broken or data differs, "
     "2 wrong usage or input, 3 environment, 130 interrupted.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+app.add_typer(data_commands.app, name="data")
 
 EXIT_FAILED_CELL, EXIT_USAGE, EXIT_ENVIRONMENT, EXIT_INTERRUPTED = 1, 2, 3, 130
 
@@ -38,7 +42,10 @@ Suites = Annotated[
     list[str] | None, typer.Option("--suite", "-s", help="Suite, e.g. needle:lengths=512+1024; repeatable.")
 ]
 PlanName = Annotated[str | None, typer.Argument(metavar="[PLAN]", help="A named plan (demo) or a TOML file.")]
-Text = Annotated[str | None, typer.Option(help="Text file or folder to read instead of the default.")]
+Text = Annotated[
+    str | None,
+    typer.Option("--text", "--haystack", help="Text file or folder to read instead of the default."),
+]
 Shape = Annotated[
     str | None, typer.Option(help="Random weights of this shape: tiny, 160m ... 13b, 3b, 7b, or a TOML file.")
 ]

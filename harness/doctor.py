@@ -176,16 +176,23 @@ def check_disk(out: Path) -> Check:
 
 
 def check_data(environ: dict[str, str] | None = None) -> Check:
-    """The folder of texts that KVMARK_DATA names."""
+    """The folder that KVMARK_DATA names and, if the environment is this process's own, the cache folder."""
+    from suites.data import cache_folder
+    from suites.data.verify import names_in
+
     folder = (os.environ if environ is None else environ).get("KVMARK_DATA")
-    if not folder:
-        advice = "set it to a folder with pg19/ to read genuine PG-19 books"
-        return Check("data", "warn", f"KVMARK_DATA is not set: {advice}.")
-    if not Path(folder).is_dir():
+    cached = names_in(cache_folder()) if environ is None else []
+    if folder and not Path(folder).is_dir():
         return Check("data", "fail", f"KVMARK_DATA names {folder}, which is no folder: correct or unset it.")
-    if not (Path(folder) / "pg19").is_dir():
-        return Check("data", "warn", f"{folder} has no pg19 folder: put PG-19 books there.")
-    return Check("data", "ok", "KVMARK_DATA has a pg19 folder.")
+    if folder and not (Path(folder) / "pg19").is_dir() and not cached:
+        advice = "put PG-19 books there or use `kvmark data fetch`"
+        return Check("data", "warn", f"{folder} has no pg19 folder: {advice}.")
+    if not folder and not cached:
+        advice = "`kvmark data fetch pg19/test` gets genuine PG-19 books"
+        return Check("data", "warn", f"No data is here and KVMARK_DATA is not set: {advice}.")
+    named = "KVMARK_DATA has a pg19 folder" if folder and (Path(folder) / "pg19").is_dir() else ""
+    here = f"{len(cached)} sets are in the cache folder" if cached else ""
+    return Check("data", "ok", f"{'; '.join(filter(None, (named, here)))}.")
 
 
 def check_peak_memory(proc: Path = Path("/proc/self")) -> Check:

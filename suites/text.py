@@ -1,41 +1,44 @@
 """Where real text comes from, and the hash that says which text it was.
 
-    1  --text FILE | FOLDER            the user's own (*.txt, *.txt.gz; a PG-19 folder is recognised)
-    2  <cache>/pg19/<split>/           books imported, or fetched by `offer_books` (`suites.data`)
-    3  $KVMARK_DATA/pg19/<split>/      a folder of the user's, with pg19/index.jsonl
+    1  --text FILE | FOLDER | NAME     the user's own (*.txt, *.txt.gz; a PG-19 folder is recognised), or the
+                                       name under which `kvmark data import` took a text
+    2  $KVMARK_DATA/pg19/<split>/      a folder of the user's, with pg19/index.jsonl
+    3  <cache>/pg19/<split>/           books fetched or imported (`suites.data`)
     4  pydoc_data.topics               the English prose that every CPython carries
 
 The repository holds no text of others. Whatever was read is named in every result row by
 `Text.label`, e.g. `pg19:test@1f0c…` or `bundled:pydoc_data.topics@9ab2…`; two numbers are
 comparable only where the labels are equal. Text is strict UTF-8 and CRLF becomes LF (what
 `datasets.load_dataset("pg19")` yields); hashes are taken over the files' bytes before that, so that
-they equal PG-19's official checksums. Books are read when used, and checked against their hash then.
+they equal PG-19's official checksums. Books are read when used, and checked against their hash then: of test
+and validation books PG-19's own, of others the index's.
 """
 
 from __future__ import annotations
 
 import hashlib
-import http.client
 import importlib.util
 import json
 import os
-import shutil
 import sys
 import time
-import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from .data import DATA_VARIABLE, cache_folder
+from .data.catalogue import BUCKET, Remote
+from .data.download import Patience, download
+from .data.fetch import refuse_offline
+from .data.pg19_books import official
+from .data.store import Record, claim, hashes, install, place
 from .documents import Document, TextError, book_files, document_of, stem
 
-DATA_VARIABLE = "KVMARK_DATA"
 SPLITS = ("train", "validation", "test")
 #: Bundled topics are joined up to this size: a haystack needs room, a single topic often has none.
 BUNDLED_BYTES = 32 * 1024
-#: Where PG-19 publishes its test books as plain files, and the first three by id, which are also
-#: the first three of a full folder: (id, title, sha256 of the file).
-PG19_TEST_URL = "https://storage.googleapis.com/deepmind-gutenberg/test/{id}.txt"
+#: Where PG-19 publishes its test books as plain files, and three of them: (id, title, sha256 of the file).
+PG19_TEST_URL = f"{BUCKET}/test/{{id}}.txt"
 OFFERED_BOOKS = (
     (
         "2544",
@@ -81,19 +84,19 @@ class Text:
 def resolve(text_option: str | None, split: str = "test", data_dir: Path | None = None) -> Text:
     """The text to use, by the order of the module docstring.
 
-    Raises TextError when a named file or folder is missing, empty, damaged or not UTF-8; a place that
-    somebody named is never passed over in silence for the next one.
+    `data_dir` is the cache folder, if it is to be looked at. Raises TextError when a named file or folder is
+    missing, empty, damaged or not UTF-8; a place that somebody named never gives way to the bundled prose.
     """
     if split not in SPLITS:
         raise TextError(f"Unknown split '{split}'; valid: {', '.join(SPLITS)}.")
     if text_option:
         return _explicit(Path(text_option), split)
-    if data_dir is not None and book_files(data_dir / "pg19" / split):
-        return _pg19(data_dir / "pg19", split)
-    if named := os.environ.get(DATA_VARIABLE):
-        if not book_files(Path(named) / "pg19" / split):
-            raise TextError(f"{DATA_VARIABLE} names {named}, which has no pg19/{split}/*.txt.gz.")
-        return _pg19(Path(named) / "pg19", split)
+    named = os.environ.get(DATA_VARIABLE)
+    for folder in (Path(named) if named else None, data_dir):
+        if folder is not None and book_files(folder / "pg19" / split):
+            return _pg19(folder / "pg19", split)
+    if named:
+        raise TextError(f"{DATA_VARIABLE} names {named}, which has no pg19/{split}/*.txt.gz.")
     return bundled()
 
 
@@ -139,53 +142,33 @@ def offer_books(
 ) -> bool:
     """Fetch three PG-19 test books (0.8 MB) into the data folder; True when they are there.
 
-    Announced in one line before and one after. Each file must have PG-19's official checksum; all
-    three are held in memory until then, so that a failure (no network, no room, a changed file)
-    leaves nothing behind. Never raises for those: it returns False.
+    Announced in one line before and one after. Each file must have PG-19's official checksum; a failure (no
+    network, no room, a changed file) leaves no book behind. Never raises for those: it returns False.
     """
-    folder = data_dir / "pg19" / "test"
-    if book_files(folder):
+    name = "pg19/test"
+    if book_files(place(data_dir, name)):
         return True
     announce(f"Fetching three PG-19 test books (0.8 MB) from {url.split('{')[0]}")
-    deadline = time.monotonic() + timeout_s
+    patience = Patience(tries=2, connect_s=timeout_s, read_s=timeout_s, deadline=time.monotonic() + timeout_s)
     try:
-        books = {}
-        for id, _, sha256 in OFFERED_BOOKS:
-            books[id] = _download(url.format(id=id), deadline)
-            if hashlib.sha256(books[id]).hexdigest() != sha256:
-                raise OSError(f"book {id} differs from its checksum")
-        _write_books(folder, books)
-    except (OSError, http.client.HTTPException) as error:
-        announce(f"No books fetched ({error}); going on with other text.")
+        refuse_offline()
+        with claim(data_dir, [name]) as work:
+            for id, _, sha256 in OFFERED_BOOKS:
+                remote = Remote(url.format(id=id), sha256)
+                download(remote, place(work, name) / f"{id}.txt", patience=patience)
+            titles = {id: title for id, title, _ in OFFERED_BOOKS}
+            source = url.split("{")[0]
+            install(data_dir, work, Record(name, source, True, hashes(work, name), titles=titles))
+    except TextError as error:
+        announce(f"No books fetched ({str(error).rstrip('.')}); going on with other text.")
         return False
-    announce(f"Fetched {len(books)} books.")
+    announce(f"Fetched {len(OFFERED_BOOKS)} books.")
     return True
 
 
-def _download(url: str, deadline: float) -> bytes:
-    """One file; the deadline (monotonic clock, s) holds for all of it, urllib's only for one read."""
-    chunks = []
-    with urllib.request.urlopen(url, timeout=max(0.1, deadline - time.monotonic())) as response:
-        while chunk := response.read1(65536):
-            chunks.append(chunk)
-            if time.monotonic() > deadline:
-                raise TimeoutError("too slow")
-    return b"".join(chunks)
-
-
-def _write_books(folder: Path, books: dict[str, bytes]) -> None:
-    """All or nothing: a folder beside it, renamed when complete."""
-    beside = folder.parent / f".fetch-{os.getpid()}"
-    try:
-        beside.mkdir(parents=True)
-        for id, raw in books.items():
-            (beside / f"{id}.txt").write_bytes(raw)
-        beside.replace(folder)  # takes the place of an empty folder, never of a filled one
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
-
-
 def _explicit(path: Path, split: str) -> Text:
+    if not path.exists() and len(path.parts) == 1 and (cache_folder() / "text" / path).is_dir():
+        path = cache_folder() / "text" / path
     if path.is_file():
         return Text("file", f"file:{path.name}", [document_of(path)])
     if not path.is_dir():
@@ -210,6 +193,7 @@ def _pg19(root: Path, split: str) -> Text:
     if split == "test":
         index = {id: {"title": title, "sha256": sha256} for id, title, sha256 in OFFERED_BOOKS}
     index |= _read_index(root / "index.jsonl")
+    index |= {id: {**index.get(id, {}), "sha256": sha256} for id, sha256 in official(split).items()}
     documents = []
     for file in files:
         entry = index.get(stem(file), {})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from dataclasses import replace
 
 import pytest
@@ -10,6 +12,8 @@ import torch
 from models.conformance import SHAPES, networks
 
 torch.set_num_threads(1)
+#: Data that a developer once fetched is none of the tests' business, nor of the processes that they start.
+os.environ["KVMARK_CACHE"] = os.path.join(tempfile.gettempdir(), "kvmark-tests-have-no-cache")
 pytest.register_assert_rewrite("command_help", "model_help", "fuzz_help")
 
 

@@ -191,7 +191,7 @@ def test_the_context_of_a_short_book_is_its_own_length(tmp_path):
 
     (tmp_path / "short.txt").write_text("abc")
     prepared = prepare(Plan("p", ("transformer",), ("pg19",), text=str(tmp_path / "short.txt")))
-    assert [cell.axes for cell in prepared.cells] == [{"context": 3}]
+    assert [cell.axes for cell in prepared.cells] == [{"context": 3, "protocol": "stream"}]
 
 
 # --- folders --------------------------------------------------------------------------------------

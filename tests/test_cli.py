@@ -16,7 +16,7 @@ import suites
 from harness import cli
 from harness.environment import ROOT
 
-COMMANDS = ("list", "plan", "run", "train", "report", "check", "doctor")
+COMMANDS = ("list", "plan", "run", "train", "report", "check", "doctor", "data")
 HEAVY = ("torch", "pandas", "pyarrow", "matplotlib", "numpy", "safetensors", "triton", "lm_eval")
 
 

@@ -16,8 +16,10 @@ from suites.tokenizer import ByteTokenizer
 
 
 @pytest.fixture(autouse=True)
-def no_data_folder(monkeypatch):
-    monkeypatch.delenv("KVMARK_DATA", raising=False)
+def no_data_folder(monkeypatch, tmp_path):
+    for name in ("KVMARK_DATA", "HF_HUB_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("KVMARK_CACHE", str(tmp_path / "cache"))
 
 
 def write_pg19(root: Path, split: str = "test", books: dict[str, bytes] | None = None) -> Path:
@@ -57,11 +59,13 @@ def test_each_source_is_preferred_to_those_behind_it(tmp_path, monkeypatch):
     file.write_text("explicit")
     monkeypatch.setenv("KVMARK_DATA", str(named))
     assert resolve(str(file), data_dir=data).documents[0].text == "explicit"
-    assert resolve(None, data_dir=data).documents[0].text == "imported"
-    assert resolve(None, data_dir=tmp_path / "none").documents[0].text == "named"
+    assert resolve(None, data_dir=data).documents[0].text == "named"
     assert resolve(None).documents[0].text == "named"
+    monkeypatch.setenv("KVMARK_DATA", str(tmp_path / "has no books"))
+    assert resolve(None, data_dir=data).documents[0].text == "imported"
     monkeypatch.setenv("KVMARK_DATA", "")
-    assert resolve(None).kind == "bundled"
+    assert resolve(None, data_dir=data).documents[0].text == "imported"
+    assert resolve(None, data_dir=tmp_path / "none").kind == "bundled"
 
 
 def test_a_named_place_without_books_is_an_error_not_a_reason_to_read_something_else(tmp_path, monkeypatch):
@@ -99,6 +103,13 @@ def test_a_book_that_differs_from_its_checksum_is_refused_when_read(tmp_path):
     root = write_pg19(tmp_path)
     (root / "pg19" / "test" / "4.txt.gz").write_bytes(gzip.compress(b"forged"))
     with pytest.raises(TextError, match="4.txt.gz differs from its checksum"):
+        _ = resolve(str(root)).documents[0].text
+
+
+def test_what_pg19_states_counts_more_than_an_index_does(tmp_path):
+    """The index of this folder vouches for a forged test book; PG-19's checksum of 2544 is known here."""
+    root = write_pg19(tmp_path, books={"2544": b"not From Sand Hill to Pine"})
+    with pytest.raises(TextError, match="2544.txt.gz differs from its checksum 0c79ceaf5bcc"):
         _ = resolve(str(root)).documents[0].text
 
 
@@ -158,12 +169,12 @@ def test_load_books_gives_bytes_with_lf_and_hashes_of_the_files(tmp_path):
 @pytest.fixture
 def bucket(tmp_path, monkeypatch):
     """A local server of three "books" whose checksums stand in for PG-19's."""
-    books = {id: f"book {id}\r\n".encode() for id, _, _ in text_module.OFFERED_BOOKS}
+    books = {id: f"book {id}\r\n".encode() for id in ("1", "2", "3")}
     served = tmp_path / "served"
     served.mkdir()
     for id, raw in books.items():
         (served / f"{id}.txt").write_bytes(raw)
-    offered = tuple((id, id, hashlib.sha256(raw).hexdigest()) for id, raw in books.items())
+    offered = tuple((id, f"Book {id}", hashlib.sha256(raw).hexdigest()) for id, raw in books.items())
     monkeypatch.setattr(text_module, "OFFERED_BOOKS", offered)
 
     class Handler(http.server.SimpleHTTPRequestHandler):
@@ -186,23 +197,28 @@ def test_offered_books_are_fetched_once_and_then_found(tmp_path, bucket):
     assert offer_books(tmp_path, 5, said.append, url)
     assert len(said) == 2 and "three PG-19 test books" in said[0]
     text = resolve(None, data_dir=tmp_path)
-    assert text.source == "pg19:test (3 books)" and text.documents[0].text == "book 2544\n"
+    assert text.source == "pg19:test (3 books)" and text.documents[0].text == "book 1\n"
+    assert text.documents[0].title == "Book 1" and text.label.startswith("pg19:test@")
     assert offer_books(tmp_path, 5, said.append, "http://127.0.0.1:9/{id}") and len(said) == 2
 
 
-@pytest.mark.parametrize("failure", ["missing", "changed", "offline"])
-def test_a_failed_fetch_says_so_and_leaves_nothing(tmp_path, bucket, failure):
+@pytest.mark.parametrize("failure", ["missing", "changed", "offline", "asked for none", "no place"])
+def test_a_failed_fetch_says_so_and_leaves_nothing(tmp_path, bucket, failure, monkeypatch):
     served, url = bucket
     if failure == "missing":
-        (served / "3340.txt").unlink()
+        (served / "3.txt").unlink()
     if failure == "changed":
-        (served / "3340.txt").write_text("not the book")
+        (served / "3.txt").write_text("not the book")
     if failure == "offline":
         url = "http://127.0.0.1:9/{id}.txt"
+    if failure == "asked for none":
+        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    if failure == "no place":
+        (tmp_path / "data").write_text("a file")
     said = []
     assert not offer_books(tmp_path / "data", 5, said.append, url)
     assert "No books fetched" in said[-1]
-    assert not list((tmp_path / "data").rglob("*.txt"))
+    assert len(said) == 2 and not list((tmp_path / "data").rglob("*.txt"))
     assert resolve(None, data_dir=tmp_path / "data").kind == "bundled"
 
 

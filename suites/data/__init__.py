@@ -9,6 +9,10 @@ Both are laid out alike:
     pg19/{train,validation,test}/ID.txt[.gz], pg19/index.jsonl
     scrolls/TASK/validation.jsonl[.gz|.xz]
     lm_eval/TASK.jsonl[.gz|.xz]
+    text/NAME/*.txt                        only in the cache folder, for `--text NAME`
+
+What there is and where it is published stands in `catalogue`; `download` gets a file, `fetch` a set,
+`imports` takes what the user has, `store` puts both in place, `verify` looks whether it is still what it was.
 
 Nothing of it is in the repository. Rows of results hold a label such as `scrolls:qmsum@1f0c…`: two numbers
 are comparable only where the labels are equal. Labels hash what was unpacked, so compression does not count.
@@ -16,32 +20,34 @@ are comparable only where the labels are equal. Labels hash what was unpacked, s
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import json
-import lzma
 import os
-import zlib
-from collections.abc import Callable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from ..documents import TextError
+from .faults import DataError
+from .unpack import SUFFIXES, pieces
 
 DATA_VARIABLE, CACHE_VARIABLE = "KVMARK_DATA", "KVMARK_CACHE"
-_OPEN: dict[str, Callable[[bytes], bytes]] = {"": bytes, ".gz": gzip.decompress, ".xz": lzma.decompress}
 
-
-class DataError(TextError):
-    """Data cannot be had, or is not what it should be; the message is one sentence."""
+__all__ = [
+    "DataError", "cache_folder", "find", "find_in", "folders", "json_rows", "label",
+    "label_of_hashes", "read",
+]  # fmt: skip
 
 
 def cache_folder() -> Path:
-    """Where fetched and imported data lies; it need not exist."""
+    """Where fetched and imported data lies; it need not exist. Raises DataError for a user without a home."""
     if named := os.environ.get(CACHE_VARIABLE):
         return Path(named)
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "kvmark"
+    if base := os.environ.get("XDG_CACHE_HOME"):
+        return Path(base) / "kvmark"
+    try:
+        return Path.home() / ".cache" / "kvmark"
+    except RuntimeError:
+        raise DataError(f"This user has no home folder; name one for data in {CACHE_VARIABLE}.") from None
 
 
 def folders() -> list[Path]:
@@ -52,20 +58,19 @@ def folders() -> list[Path]:
 
 def find(relative: str) -> Path | None:
     """The file `relative` of the first folder that has it, plain or compressed."""
-    for folder in folders():
-        for suffix in _OPEN:
-            if (path := folder / f"{relative}{suffix}").is_file():
-                return path
-    return None
+    found = (find_in(folder, relative) for folder in folders())
+    return next((path for path in found if path), None)
+
+
+def find_in(folder: Path, relative: str) -> Path | None:
+    """The file `relative` of one folder, plain or compressed."""
+    paths = (folder / f"{relative}{suffix}" for suffix in SUFFIXES)
+    return next((path for path in paths if path.is_file()), None)
 
 
 def read(path: Path) -> bytes:
     """The file's bytes, unpacked. Raises DataError."""
-    try:
-        raw = path.read_bytes()
-        return _OPEN.get(path.suffix, bytes)(raw)
-    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
-        raise DataError(f"{path} cannot be read ({error}).") from None
+    return b"".join(pieces(path))
 
 
 def json_rows(raw: bytes, name: str, fields: tuple[str, ...] = ()) -> list[dict[str, Any]]:
@@ -92,5 +97,10 @@ def json_rows(raw: bytes, name: str, fields: tuple[str, ...] = ()) -> list[dict[
 
 def label(name: str, *contents: bytes) -> str:
     """`name` and twelve digits of the hash over the contents, each of them by its own hash."""
-    lines = "".join(f"{hashlib.sha256(content).hexdigest()}\n" for content in contents)
+    return label_of_hashes(name, (hashlib.sha256(content).hexdigest() for content in contents))
+
+
+def label_of_hashes(name: str, hashes: Iterable[str]) -> str:
+    """The same from the SHA-256 of each content."""
+    lines = "".join(f"{sha256}\n" for sha256 in hashes)
     return f"{name}@{hashlib.sha256(lines.encode()).hexdigest()[:12]}"

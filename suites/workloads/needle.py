@@ -9,34 +9,60 @@
 Our own networks were trained on this very template (with other words, numbers and books), so for them
 the suite asks whether the *cache* kept what was said, not whether a model understands a new question.
 Depth is counted in tokens of the prose: 0 is right after BOS, 1 right before the question. The
-prose runs on into the next document where one is too short; it is cut between characters.
+prose is any text (`--text FILE|FOLDER`), from a random offset on; it runs on into the next document where one
+is too short, and is cut between characters. `prompt_tokens` is the length after templating.
+
+    variant=number|city|magic|uuid|keyed     what the needles say (`suites.needles.forms`)
+    needles=N,query=one    N needles, one of them asked for: it lies at the depth, the others anywhere
+    needles=N,query=all    all are asked for at once: at depth d, d + (1-d)/N, d + 2(1-d)/N, ...
+    distractors=K          K further needles of the same form, never asked for, anywhere (keyed: 8)
+    spacing=linear|sigmoid,num_depths=11     a grid of depths as in LLMTest_NeedleInAHaystack: even, or dense
+                           towards both ends, 1 / (1 + exp(-10 (x - 0.5)))
+
+One needle asked for: the first thing in the answer that could be a value is it (strict), or it occurs
+(substring). All asked for: any, all, and the mean share of the values that occur as whole items.
+
+`city` is YOCO's protocol (unilm, criterions/needle_haystack.py and multi_needle.py) with its quirks: the
+official score is the substring, and as numbers are not padded "5" is found in "35"; generation goes on for 20
+tokens, over full stops; the prose has 150 tokens less than the length, or what fits; and with several needles
+1 to N-1 lie before the depth, the others after it, and the last before it is asked for, so that its own depth
+(`depth_tokens`) is smaller. Their grids: num_depths=11 with one needle; depths i/11, i = 1..10, with 4.
+Different here: our wording, the text that was named, each city once in the list (theirs has doubles, so that
+a question may have two answers), prose cut at the exact token and not between lines, and no token banned.
 """
 
 from __future__ import annotations
 
-import re
-from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
-from ..documents import TextError
+from ..needles.compose import compose
+from ..needles.forms import FORMS, Form
 from ..suite import Answer, Axes, Case, Suite, seed_of
-from ..tokenizer import start_of
-from ..words import EVALUATION_WORDS, NEEDLE, NUMBER_RANGE, QUESTION
+from ..words import EVALUATION_WORDS
 
-STOP = "."
-#: Characters looked at per token of prose that is wanted: more than any tokenizer packs in on average.
-CHARACTERS_PER_TOKEN = 8
+DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
+NUM_DEPTHS, KEYED_DISTRACTORS = 11, 8
+#: Tokens that an answer may have beyond its values.
+MORE = 8
 
 
 @dataclass(frozen=True)
 class Options:
     lengths: tuple[int, ...] = (512, 1024)
-    depths: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
+    depths: tuple[float, ...] = DEPTHS
     trials: int = 10
-    max_new: int = 8
+    max_new: int | None = None  # None: what the values need
+    spacing: Literal["given", "linear", "sigmoid"] = "given"
+    num_depths: int = NUM_DEPTHS
+    variant: Literal["number", "city", "magic", "uuid", "keyed"] = "number"
+    needles: int = 1
+    query: Literal["one", "all"] = "one"
+    distractors: int | None = None  # None: 8 with variant=keyed, else none
 
     def __post_init__(self) -> None:
         if min(self.lengths) < 128:
@@ -45,151 +71,141 @@ class Options:
             raise ValueError("depths must be between 0 and 1.")
         if not 1 <= self.trials <= len(EVALUATION_WORDS):
             raise ValueError(f"trials must be 1 to {len(EVALUATION_WORDS)}, one word each.")
-        if self.max_new < 1:
+        if self.max_new is not None and self.max_new < 1:
             raise ValueError("max_new must be 1 or more.")
+        if not 2 <= self.num_depths <= 101:
+            raise ValueError("num_depths must be 2 to 101.")
+        given = self.spacing == "given"
+        if (given and self.num_depths != NUM_DEPTHS) or (not given and self.depths != DEPTHS):
+            raise ValueError("give depths, or spacing=linear or sigmoid and num_depths.")
+        if not (1 <= self.needles <= 64 and 0 <= self.num_distractors <= 256):
+            raise ValueError("needles must be 1 to 64 and distractors 0 to 256.")
+        if self.variant == "city" and (self.query == "all" or self.num_distractors):
+            raise ValueError("variant=city asks for one of its needles, and these are all there are.")
+
+    @property
+    def num_distractors(self) -> int:
+        if self.distractors is None:
+            return KEYED_DISTRACTORS if self.variant == "keyed" else 0
+        return self.distractors
+
+    @property
+    def all_depths(self) -> list[float]:
+        """Ascending."""
+        if self.spacing == "given":
+            return sorted(set(self.depths))
+        even = [index / (self.num_depths - 1) for index in range(self.num_depths)]
+        return [round(depth if self.spacing == "linear" else _sigmoid(depth), 4) for depth in even]
+
+    @property
+    def changed(self) -> str:
+        """What tells the cases of these options from those of others, in their ids."""
+        parts = {"variant": self.variant, "needles": self.needles, "query": self.query}
+        parts["distractors"] = self.num_distractors
+        usual = ("number", 1, "one", 0)
+        return "".join(f"/{k}={v}" for (k, v), u in zip(parts.items(), usual, strict=True) if v != u)
+
+
+def _sigmoid(depth: float) -> float:
+    """The ends stay where they are."""
+    return depth if depth in (0, 1) else 1 / (1 + math.exp(-10 * (depth - 0.5)))
 
 
 class Workload(Suite):
     options: Options
 
+    @property
+    def form(self) -> Form:
+        return FORMS[self.options.variant]
+
+    @property
+    def num_asked(self) -> int:
+        return self.options.needles if self.options.query == "all" else 1
+
     def cells(self) -> list[dict[str, float | int | str]]:
-        lengths, depths = sorted(set(self.options.lengths)), sorted(set(self.options.depths))
+        lengths, depths = sorted(set(self.options.lengths)), self.options.all_depths
         return [{"length": length, "depth": depth} for length in lengths for depth in depths]
 
     def cases(self, cell: Axes) -> Iterator[Case]:
         """Raises TextError when the whole text is shorter than the prompt."""
         length, depth = int(cell["length"]), float(cell["depth"])
-        name = f"needle/seed={self.context.seed}/length={length}/depth={depth:g}"
-        # Permutations, so that words and numbers are distinct and a trial does not depend on `trials`.
-        rng = np.random.default_rng(seed_of(name))
-        words = rng.permutation(EVALUATION_WORDS)
-        numbers = rng.permutation(np.arange(*NUMBER_RANGE))
+        name = f"needle{self.options.changed}/seed={self.context.seed}/length={length}/depth={depth:g}"
+        # Drawn in one go, so that keys and values are distinct and a trial does not depend on `trials`.
+        rng, each = np.random.default_rng(seed_of(name)), self.options.needles + self.options.num_distractors
+        keys = self.form.keys(rng, self.options.trials * each)
+        values = self.form.values(rng, self.options.trials * each)
         for trial in range(self.options.trials):
-            yield self._case(
-                f"{name}/trial={trial}", cell, length, depth, str(words[trial]), str(numbers[trial])
-            )
+            mine = slice(trial * each, (trial + 1) * each)
+            yield self._case(f"{name}/trial={trial}", cell, length, depth, keys[mine], values[mine])
 
-    def _case(self, id: str, cell: Axes, length: int, depth: float, word: str, number: str) -> Case:
-        prompt, before = self._compose(id, length, depth, word, number)
-        digits = before + NEEDLE.partition("{number}")[0].format(word=word)
+    def _case(
+        self, id: str, cell: Axes, length: int, depth: float, keys: list[str], values: list[str]
+    ) -> Case:
+        form, asked, encode = self.form, self.num_asked, self.context.tokenizer.encode
+        sentences, starts = zip(*map(form.sentence, keys, values), strict=True)
+        prompt = compose(
+            self.context, id, length, list(zip(self._depths(id, depth, len(keys)), sentences, strict=True)),
+            form.ask(keys[:asked]), values[0], form.head, form.slack and length - form.slack,
+        )  # fmt: skip
+        begins = [offset + start for offset, start in zip(prompt.offsets, starts, strict=True)]
+        watched = [prompt.span(begins[n], begins[n] + len(values[n])) for n in range(asked)]
+        needed = len(encode(form.answer(keys[:asked], values[:asked]))) + MORE
+        one = asked == 1
         return Case(
             id=id,
-            prompt=prompt,
-            max_new_tokens=self.options.max_new,
-            stop=(STOP,),
+            prompt=prompt.ids,
+            max_new_tokens=self.options.max_new or (form.max_new if one else None) or needed,
+            stop=form.stop if one else (),
             axes={
                 **cell,
-                "prompt_tokens": len(prompt),
-                "depth_tokens": self._tokens_within(prompt, before)[0],
-                "digits_start": self._tokens_within(prompt, digits)[0],
-                "digits_end": self._tokens_within(prompt, digits + number)[1],
+                "prompt_tokens": len(prompt.ids),
+                "depth_tokens": prompt.before(prompt.offsets[0]),
+                "digits_start": watched[0][0],
+                "digits_end": watched[0][1],
             },
-            target={"word": word, "number": number},
+            target={"keys": keys[:asked], "values": values[:asked]},
             seed=seed_of(id),
+            watched=tuple(watched),
         )
 
-    def _compose(
-        self, id: str, length: int, depth: float, word: str, number: str
-    ) -> tuple[tuple[int, ...], str]:
-        """The prompt, at most `length` tokens, and its text before the needle. Raises TextError.
-
-        All text is encoded at once, as a user's would be: tokens may merge where parts meet. So how much
-        prose fills the prompt is known only afterwards, and is then corrected.
-        """
-        encode, start = self.context.tokenizer.encode, start_of(self.context.tokenizer)
-        needle, question = NEEDLE.format(word=word, number=number), QUESTION.format(word=word)
-        room = length - len(start) - len(encode(needle)) - len(encode(question))
-        source = self._prose(np.random.default_rng(seed_of(id)), max(room, 1))
-
-        def filled(room: int) -> tuple[tuple[int, ...], str]:
-            if room < 1:
-                raise TextError(f"A prompt of {length} tokens has no room for the needle and its question.")
-            prose = self._fit(source, room)
-            before = self._fit(prose, round(depth * len(encode(prose))))
-            text = before + needle + prose[len(before) :] + question
-            return (*start, *self._up_to_answer(text, number)), before
-
-        found = filled(room)
-        while (excess := len(found[0]) - length) > 0:
-            room -= excess
-            found = filled(room)
-        if len(found[0]) < length:
-            fuller = filled(room + length - len(found[0]))
-            found = max((f for f in (found, fuller) if len(f[0]) <= length), key=lambda f: len(f[0]))
-        return found
-
-    def _up_to_answer(self, text: str, number: str) -> list[int]:
-        """Ids of the text as they stand before its answer.
-
-        A last space belongs to the answer's first token where a tokenizer joins the two: then it is the
-        model's to say.
-        """
-        encode = self.context.tokenizer.encode
-        ids = encode(text)
-        return ids[: _common(ids, encode(text + number))]
-
-    def _tokens_within(self, prompt: tuple[int, ...], text: str) -> tuple[int, int]:
-        """Tokens of the prompt that lie within its beginning `text`; and those that begin there."""
-        start, ids = start_of(self.context.tokenizer), self.context.tokenizer.encode(text)
-        whole = _common((*start, *ids), prompt)
-        return whole, whole + (whole < len(start) + len(ids))
-
-    def _prose(self, rng: np.random.Generator, room: int) -> str:
-        """Text from a random offset of a random document on, long enough for `room` tokens."""
-        if self.context.text is None:
-            raise TextError("The needle suite needs text; name one with --text FILE.")
-        documents = self.context.text.documents
-        first = int(rng.integers(len(documents)))
-        text = documents[first].text
-        start = int(rng.integers(max(0, len(text) - room) + 1))
-        wanted = room * CHARACTERS_PER_TOKEN
-        prose = text[start : start + wanted]
-        # Once round: the documents that follow, at last the beginning of the first one.
-        for step in range(1, len(documents) + 1):
-            if len(prose) >= wanted:
-                break
-            text = documents[(first + step) % len(documents)].text
-            prose += "\n\n" + text[: min(wanted - len(prose), start if step == len(documents) else len(text))]
-        if len(self.context.tokenizer.encode(prose)) < room:
-            raise TextError(f"The text {self.context.text.label} is too short for a needle in {room} tokens.")
-        return prose
-
-    def _fit(self, text: str, most: int) -> str:
-        """The longest beginning of the text that has at most `most` tokens."""
-
-        def fits(count: int) -> bool:
-            return len(self.context.tokenizer.encode(text[:count])) <= most
-
-        if fits(len(text)):
-            return text
-        # Encoding costs time in proportion to length: feel the way up instead of halving from the end.
-        low, step = 0, max(1, most)
-        while low + step < len(text) and fits(low + step):
-            low += step
-        high = min(low + step, len(text))
-        counts = range(low, high)
-        return text[: low + bisect_right(counts, False, key=lambda count: not fits(count)) - 1]
+    def _depths(self, id: str, depth: float, count: int) -> list[float]:
+        """Of all needles, those that are asked for first."""
+        rng, asked = np.random.default_rng(seed_of(f"{id}/depths")), self.num_asked
+        if self.options.variant == "city" and count > 1:
+            before = int(rng.integers(1, count))
+            early = sorted(rng.uniform(0, depth, before).tolist(), reverse=True)
+            return [*early, *rng.uniform(depth, 1, count - before).tolist()]
+        places = [depth + number * (1 - depth) / asked for number in range(asked)]
+        return places + rng.random(count - asked).tolist()
 
     def score(self, case: Case, answer: Answer) -> dict[str, float]:
-        """`accuracy_strict`: the first integer is the number; `accuracy_substring`: it occurs at all."""
-        number = case.target["number"]
-        first = re.search(r"[0-9]+", answer.text)
+        """One value: `accuracy_strict` and `_substring`; all: `accuracy_any`, `_all` and `_mean`."""
+        values, found = case.target["values"], self.form.found(answer.text)
+        if self.options.query == "one":
+            return {
+                "accuracy_strict": float(found[:1] == values),
+                "accuracy_substring": float(values[0] in answer.text),
+            }
+        hits = [value in found for value in values]
         return {
-            "accuracy_strict": float(first is not None and first.group() == number),
-            "accuracy_substring": float(number in answer.text),
+            "accuracy_any": float(any(hits)),
+            "accuracy_all": float(all(hits)),
+            "accuracy_mean": sum(hits) / len(hits),
         }
 
     def notes(self) -> dict[str, str]:
+        form, keys = self.form, ["{key}", "{other}"][: self.num_asked]
+        known = "our own networks were trained on the template, never on word, number and book of a trial; "
+        known += "checkpoints of others do not know it"
+        if self.options.query == "all":
+            scoring = "greedy through the cache; a value counts where it occurs as a whole"
+        elif self.options.variant == "number":
+            scoring = "greedy through the cache until '.'; strict = the first integer equals the number"
+        else:
+            scoring = "greedy through the cache; strict = the first thing that could be a value is it"
         return {
-            "template": NEEDLE + "…" + QUESTION,
-            "training": "our own networks were trained on the template, never on word, number and book of a "
-            "trial; checkpoints of others do not know it",
-            "scoring": "greedy through the cache until '.'; strict = the first integer equals the number",
+            "template": form.head + form.needle + "…" + form.ask(keys),
+            "training": known if form.trained else "our own networks were not trained on the template",
+            "scoring": scoring,
             "text": self.context.text.label if self.context.text else "none",
         }
-
-
-def _common(first: Sequence[int], second: Sequence[int]) -> int:
-    """Length of the beginning that two sequences share."""
-    pairs = zip(first, second, strict=False)
-    return next((n for n, (a, b) in enumerate(pairs) if a != b), min(len(first), len(second)))

@@ -1,0 +1,112 @@
+"""Multi-query associative recall: pairs of random tokens, then one key again, whose value must follow.
+
+    BOS  k1 v1  k2 v2  …  kP vP   filler …   k   → v       (MQAR, Zoology, arXiv 2312.04927)
+
+    cell   length × pairs, ascending; `length` is the tokens of the whole prompt, the last key included
+    case   one query: `queries` keys of a trial are asked for, each at the end of the same pairs and filler
+
+Tokens are ids and no text, so any tokenizer will do: keys, values and filler come from three disjoint thirds
+of its ids (`tokens=plain`: of all that stand for text, `letters`: of a to z), shuffled anew for each trial by
+the SHA-256 of its name. No key comes twice, and no value as long as there are others. The value is forced:
+`recall_accuracy` is 1 where it was the likeliest of all tokens, `gold_nll_nats` is what it cost.
+
+Different from Zoology: each key is asked for by itself at the end of the prompt, not all in one sequence at
+distances drawn from a power law; and nothing is trained on it. A model that looks for the same token before
+and says what followed there (an induction head) can solve it. Our own networks look for the same *three*
+bytes, and met none but those of text: with `plain` tokens they cannot be expected to, and their numbers say
+nothing about a cache. With `tokens=letters,key_tokens=4` they find most values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from string import ascii_lowercase
+from typing import Literal
+
+import numpy as np
+
+from ..documents import TextError
+from ..suite import Answer, Axes, Case, Suite, seed_of
+from ..tokenizer import start_of
+
+
+@dataclass(frozen=True)
+class Options:
+    lengths: tuple[int, ...] = (512, 1024)
+    pairs: tuple[int, ...] = (4, 16, 64)
+    trials: int = 5
+    queries: int = 8
+    key_tokens: int = 1
+    tokens: Literal["plain", "letters"] = "plain"
+
+    def __post_init__(self) -> None:
+        if min(*self.pairs, self.trials, self.queries) < 1:
+            raise ValueError("pairs, trials and queries must be 1 or more.")
+        if not 1 <= self.key_tokens <= 4:
+            raise ValueError("key_tokens must be 1 to 4.")
+        least = 1 + max(self.pairs) * (self.key_tokens + 1) + self.key_tokens
+        if min(self.lengths) < least:
+            raise ValueError(f"lengths must be {least} or more, room for {max(self.pairs)} pairs and a key.")
+
+
+class Workload(Suite):
+    needs_text = False
+    options: Options
+
+    def cells(self) -> list[dict[str, float | int | str]]:
+        lengths, pairs = sorted(set(self.options.lengths)), sorted(set(self.options.pairs))
+        return [{"length": length, "pairs": count} for length in lengths for count in pairs]
+
+    def cases(self, cell: Axes) -> Iterator[Case]:
+        """Raises TextError when the vocabulary is too small for so many pairs."""
+        length, pairs, key_tokens = int(cell["length"]), int(cell["pairs"]), self.options.key_tokens
+        start = start_of(self.context.tokenizer)
+        for trial in range(self.options.trials):
+            name = f"recall/{self.options.tokens}/key_tokens={key_tokens}/seed={self.context.seed}"
+            name += f"/length={length}/pairs={pairs}/trial={trial}"
+            rng = np.random.default_rng(seed_of(name))
+            keys, values, others = self._draw(rng, pairs)
+            stated = [token for key, value in zip(keys, values, strict=True) for token in (*key, value)]
+            room = length - len(start) - len(stated) - key_tokens
+            context = (*start, *stated, *rng.choice(others, room).tolist())
+            for asked in rng.permutation(pairs)[: self.options.queries].tolist():
+                id, place = f"{name}/query={asked}", len(start) + asked * (key_tokens + 1) + key_tokens
+                yield Case(
+                    id=id,
+                    prompt=(*context, *keys[asked]),
+                    forced=(values[asked],),
+                    axes={**cell, "prompt_tokens": length, "distance": length - place},
+                    seed=seed_of(id),
+                    watched=((place, place + 1),),
+                )
+
+    def _draw(
+        self, rng: np.random.Generator, pairs: int
+    ) -> tuple[list[tuple[int, ...]], list[int], list[int]]:
+        """Keys, values, and the ids for filler."""
+        known, key_tokens = self._ids(), self.options.key_tokens
+        third = len(known) // 3
+        if third**key_tokens < pairs:
+            raise TextError(f"{len(known)} tokens make {third**key_tokens} keys, {pairs} are asked for.")
+        ids = [known[index] for index in rng.permutation(len(known)).tolist()]
+        numbers = rng.choice(third**key_tokens, pairs, replace=False).tolist()
+        keys = [
+            tuple(ids[number // third**place % third] for place in range(key_tokens)) for number in numbers
+        ]
+        return keys, [ids[third + index % third] for index in range(pairs)], ids[2 * third :]
+
+    def _ids(self) -> Sequence[int]:
+        tokenizer = self.context.tokenizer
+        if self.options.tokens == "plain":
+            return tokenizer.plain_ids
+        return sorted({tokenizer.encode(letter)[-1] for letter in ascii_lowercase})
+
+    def score(self, case: Case, answer: Answer) -> dict[str, float]:
+        return {"recall_accuracy": float(answer.greedy is True), "gold_nll_nats": -answer.logprobs[0]}
+
+    def notes(self) -> dict[str, str]:
+        return {
+            "content": "random token ids; pairs first, then filler, then a key whose value is scored",
+            "training": "our own networks were not trained on it",
+        }
