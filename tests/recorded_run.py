@@ -80,7 +80,7 @@ def write_run(folder: Path, *, with_failures: bool = True, name: str = "invented
                 cells.append({"key": key, "architecture": architecture, "suite": suite, "axes": axes})
     if fixture.telemetry:
         _telemetry(folder, cells, numbers, fixture.gpu)
-    _manifest(folder, name, cells, fixture)
+    manifest(folder, name, cells, fixture)
     return folder
 
 
@@ -271,7 +271,7 @@ TELEMETRY = pa.schema(
 )
 
 
-def _manifest(folder: Path, name: str, cells: list[dict], fixture: Fixture) -> None:
+def manifest(folder: Path, name: str, cells: list[dict], fixture: Fixture) -> None:
     source, _, digest = fixture.text.partition("@")
     machine = {
         "id": "invented-machine",

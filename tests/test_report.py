@@ -17,9 +17,11 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 from recorded_run import ARCHITECTURES, OTHER_TEXT, PG19_TEXT, SMALL, write_run
+from recorded_tasks import all_suites, write_cells
 
 from harness.report import build, load_run, summary
-from harness.report.groups import groups, language, language_sources
+from harness.report.groups import groups
+from harness.report.language import language, language_sources
 from harness.report.verdict import by_context, headline
 from harness.store import read_table, write_table
 
@@ -77,7 +79,7 @@ class TestHonesty:
         rewrite(run / "cells" / f"{last}.parquet", text=OTHER_TEXT)
         (group,) = groups(load_run(run))
         sources = language_sources(group)
-        assert [label for _, label in sources] == [PG19_TEXT, OTHER_TEXT]
+        assert [source.label for source in sources] == [PG19_TEXT, OTHER_TEXT]
         tables = [set(language(group, source)["architecture"]) for source in sources]
         assert tables == [{"transformer"}, {"window:budget=128"}]
         column = next(i for i, name in enumerate(headline(group).columns) if name.startswith("bits/byte"))
@@ -258,10 +260,19 @@ def browser(tmp_path_factory):
     driver.quit()
 
 
+@pytest.fixture(scope="module")
+def task_page(tmp_path_factory) -> Path:
+    """Every kind of suite that scores tasks."""
+    run = write_cells(tmp_path_factory.mktemp("tasks") / "run", all_suites())
+    return build([run], tmp_path_factory.mktemp("task-page"))
+
+
 @pytest.mark.full
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [390, 1280])
-def test_page_opens_in_chromium(browser, page, width, scheme):
+@pytest.mark.parametrize("which", ["page", "task_page"])
+def test_page_opens_in_chromium(browser, request, which, width, scheme):
+    page = request.getfixturevalue(which)
     media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
     size = {"width": width, "height": 844, "deviceScaleFactor": 1, "mobile": width < 500}

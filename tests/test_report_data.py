@@ -18,7 +18,8 @@ from recorded_run import COLD_S, OTHER_TEXT, PG19_TEXT, SMALL, UNVERIFIED_TEXT, 
 from harness.metrics import METRICS, metric
 from harness.plan import Cell, Job
 from harness.report import build, load_run, summary
-from harness.report.groups import groups, is_pg19, language, language_sources, not_exercised
+from harness.report.groups import groups, not_exercised
+from harness.report.language import is_pg19, language, language_sources
 from harness.report.markdown import markdown
 from harness.report.statistics import language_totals, paired_difference_is_real, spread, wilson
 from harness.report.verdict import by_context

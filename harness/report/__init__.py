@@ -1,12 +1,16 @@
 """From the files of one or more runs to one HTML page and its PNGs; needs no torch and no model.
 
     load.py       run folder -> Run(manifest, rows, telemetry), or one sentence why not
-    groups.py     which rows may stand beside which: systems | quality, text by text
-    statistics.py medians, sums over sums, Wilson intervals: what the page calls a difference
-    verdict.py    one line per architecture; the terminal prints the same strings
+    groups.py     which rows may stand beside which: systems | quality; costs, needles
+    language.py   texts and protocols that are never summed together;  grid.py  tasks laid out by cell
+    scored.py     which metrics are scores of tasks
+    forensics.py  what was still held when the answer was produced
+    statistics.py medians, sums over sums, Wilson and bootstrap intervals: what the page calls a difference
+    verdict.py    one line per architecture;  summary.py  the same and the tasks, for terminal and README
     canvas.py     how a figure looks and becomes an SVG that follows the page's colours
     lines.py heatmap.py timeline.py     the charts, each with its table
-    sections.py   the parts of the page in their order;  guide.py  what the numbers mean
+    needles.py held.py tasks.py books.py scrolls.py lm_eval.py cost.py quality.py all_numbers.py
+                  the parts of the page, in the order of sections.py;  guide.py  what the numbers mean
     html.py style.py page.py            tables, CSS, the file
 
 The page is dated by its run and holds nothing of the moment or the machine of its drawing: redrawn
@@ -18,7 +22,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from .load import Run, load_run
-from .verdict import Summary, summary
+from .summary import Summary, summary
 
 __all__ = ["Run", "Summary", "build", "load_run", "summary"]
 

@@ -3,10 +3,10 @@
     systems    random weights: what a shape costs; its answers mean nothing
     quality    trained weights: cost and answers of the same execution
 
-Within a group, language modelling is split once more by the text that was read (`language_sources`):
-bits per byte of two texts do not compare. Cost numbers are taken from one suite (`cost_rows`), never pooled
-over suites. Times are taken only from executions that were warmed up and repeated: a needle's prompt is
-run once and cold. Bytes are exact wherever they are counted.
+Within a group, language modelling is split once more by text and protocol (`language.py`), and tasks by
+the cells' own axes (`grid.py`). Cost numbers are taken from one suite (`cost_rows`), never pooled over
+suites. Times are taken only from executions that were warmed up and repeated: a needle's prompt is run once
+and cold. Bytes are exact wherever they are counted.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import pandas as pd
 
 from ..metrics import metric as metric_of
 from .load import Run
-from .statistics import Spread, language_totals, spread
+from .statistics import Spread, spread
 
 #: These keep every token by design, so "not exercised" says nothing about them.
 NEVER_EVICT = ("transformer", "yoco")
@@ -39,7 +39,6 @@ COST_METRICS = (
 TIME_METRICS = ("prefill_s", "decode_step_s", "decode_tokens_per_s")
 AXIS_NAMES = {"quality": "trained weights", "systems": "random weights"}
 UNKNOWN_TEXT = "unknown text"
-LANGUAGE_COUNTS = ("nll_nats", "num_bytes", "num_tokens", "num_words")
 
 
 @dataclass(frozen=True)
@@ -97,10 +96,21 @@ def axis_value(axes: str, name: str) -> float | None:
     return float(value) if isinstance(value, (int, float)) else None
 
 
+def axis_text(axes: str, name: str) -> str | None:
+    """An axis of a row in words, or None."""
+    value = _axes(axes or "{}").get(name)
+    return None if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
 def context_of(axes: str) -> float | None:
     """How many tokens a row's cell was about, or None where its suite does not say."""
     found = (axis_value(axes, name) for name in CONTEXT_AXES)
     return next((value for value in found if value is not None), None)
+
+
+def context_name(context: float) -> str:
+    """`1024.0` -> `"1,024 tokens"`."""
+    return "no stated context" if context == NO_CONTEXT else f"{context:,.0f} tokens"
 
 
 def is_timed(metric: str) -> bool:
@@ -123,14 +133,28 @@ def failure_suites(group: Group, metric: str) -> set[str]:
 def cost_rows(group: Group, metric: str) -> pd.DataFrame:
     """Rows of a cost metric from one suite: `decode` if it reports it, else the first that does.
 
-    Of a time only rows of warmed-up repeats; there may be none.
+    Of a time only rows of warmed-up repeats; there may be none. Bytes of a suite that was not repeated are
+    those of whatever batches its cases fell into: then each request counts with its part of its batch.
     """
     rows = group.ok[group.ok["metric"] == metric]
     if is_timed(metric):
         rows = rows[rows["repeat"].notna()]
     suites = list(dict.fromkeys(rows["suite"]))
     chosen = sorted(suites, key=lambda suite: family(suite) != TIMING_SUITE)[:1]
-    return rows[rows["suite"].isin(chosen)]
+    rows = rows[rows["suite"].isin(chosen)]
+    return rows if chosen and is_repeated(rows) else _per_request(rows, metric)
+
+
+def is_repeated(rows: pd.DataFrame) -> bool:
+    """Whether these are measurements at a batch size that was asked for, not by-products of answers."""
+    return bool(rows["repeat"].notna().any() or (rows["suite_name"] == TIMING_SUITE).any())
+
+
+def _per_request(rows: pd.DataFrame, metric: str) -> pd.DataFrame:
+    if metric_of(metric).unit != "bytes":
+        return rows
+    rows = rows.loc[rows.index.repeat(rows["num_requests"].astype(int))]
+    return rows.assign(value=rows["value"] / rows["num_requests"], num_requests=1.0)
 
 
 def costs(group: Group, metric: str) -> dict[tuple[str, float, float], Spread]:
@@ -157,38 +181,6 @@ def needle(group: Group, suite: str) -> pd.DataFrame:
         found[f"{column}_hits"] = sums[("sum", name)].fillna(0.0) if present else 0.0
         found[f"{column}_trials"] = sums[("count", name)].fillna(0).astype(int) if present else 0
     return found.reset_index()
-
-
-def language_sources(group: Group) -> list[tuple[str, str]]:
-    """(suite, label of the text it read) wherever language was modelled, PG-19 first."""
-    rows = group.ok[group.ok["metric"] == "nll_nats"]
-    pairs = dict.fromkeys(zip(rows["suite"], rows["text"].fillna(UNKNOWN_TEXT), strict=True))
-    return sorted(pairs, key=lambda pair: not is_pg19(pair[1]))
-
-
-def is_pg19(label: str | None) -> bool:
-    """Whether a text label names PG-19 books whose checksums are known."""
-    source = str(label or "").partition("@")[0]
-    return source.startswith("pg19:") and "unverified" not in source
-
-
-def language_cases(group: Group, source: tuple[str, str]) -> pd.DataFrame:
-    """One line per architecture, context, case with its nll and counts; unscored cases are left out."""
-    suite, label = source
-    rows = group.ok[(group.ok["suite"] == suite) & (group.ok["text"].fillna(UNKNOWN_TEXT) == label)]
-    rows = rows[rows["metric"].isin(LANGUAGE_COUNTS)]
-    keys = ["architecture", "context", "cell", "case"]
-    cases = rows.groupby([*keys, "metric"], dropna=False)["value"].mean().unstack("metric")
-    return cases.reindex(columns=list(LANGUAGE_COUNTS)).dropna(subset=["nll_nats"]).reset_index()
-
-
-def language(group: Group, source: tuple[str, str]) -> pd.DataFrame:
-    """One line per architecture and context: Σ/Σ over its cases, and how many there were."""
-    cases = language_cases(group, source)
-    return pd.DataFrame(
-        {"architecture": architecture, "context": context, "cases": len(part), **language_totals(part)}
-        for (architecture, context), part in cases.groupby(["architecture", "context"], dropna=False)
-    )
 
 
 def not_exercised(rows: pd.DataFrame) -> set[tuple[str, float]]:

@@ -74,6 +74,17 @@ DEFINITIONS: tuple[tuple[str, str], ...] = (
         ),
     ),
     (
+        "evicted, kept but not used",
+        (
+            "Each trial watches the tokens that hold what is asked for. When the answer has been produced, "
+            "every layer whose slots have positions is looked at: if one lost part of it to the policy, the "
+            "trial counts as evicted, else as kept. A sliding window that is part of the network evicts "
+            "nothing: then it counts as kept while any state still holds all of it, such as a cache that "
+            "several layers share and that belongs to none. Slots that hold mixtures of tokens, and "
+            "recurrent states, do not tell what they hold."
+        ),
+    ),
+    (
         "bits/byte, perplexity",
         (
             "Sum of the negative log-likelihood over all texts divided by the sum of bytes (tokens, words), "
@@ -82,8 +93,29 @@ DEFINITIONS: tuple[tuple[str, str], ...] = (
         ),
     ),
     (
+        "intervals over texts or examples",
+        (
+            "Percentile bootstrap: whole books or examples are drawn with replacement, 2,000 times, always "
+            "with the same seed. A book read in pieces is drawn as a whole. A difference to the transformer "
+            "is taken over the cases that both scored, and drawn in pairs. Fewer than five cases make no "
+            "interval worth much. Shares of right answers have Wilson's interval instead."
+        ),
+    ),
+    (
+        "SCROLLS",
+        (
+            "ROUGE tasks: geometric mean of the mean ROUGE-1, -2 and -L over all examples; the others: mean "
+            "token F1 or exact match; times 100. The overall number is the plain mean of the seven tasks "
+            "and is given only where all seven were scored. The gold answer is the first reference, forced "
+            "through the cache: its bits per byte tell caches apart even where no answer is right."
+        ),
+    ),
+    (
         "not exercised",
-        "The policy never had to evict in that cell: the number is the full cache's, not the policy's.",
+        (
+            "The policy never had to evict in that cell: the number is the full cache's, not the policy's. "
+            "Where it had to in some requests, tables of tasks say in what share of them it acted."
+        ),
     ),
     (
         "best",

@@ -11,6 +11,9 @@ from html import escape
 
 from ..metrics import NOTHING
 
+#: Texts with more characters than this keep some width on a narrow screen.
+LONG = 24
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -74,7 +77,12 @@ def _row(row: list[Entry], numeric: list[bool]) -> str:
     for index, (entry, number) in enumerate(zip(row, numeric, strict=True)):
         kinds = [
             name
-            for name, on in (("num", number), ("best", entry.best), ("failed", entry.failed))
+            for name, on in (
+                ("num", number),
+                ("best", entry.best),
+                ("failed", entry.failed),
+                ("long", not number and len(entry.text) > LONG),
+            )
             if on and index
         ]
         tag = 'th scope="row"' if index == 0 else "td"

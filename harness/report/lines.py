@@ -3,6 +3,7 @@
     against_context   median with whiskers from the first to the third quartile; a cell that failed is a
                       cross on the axis, at the context where its line ends
     against_position  median over the repeats of each decode step: bursts of work show here
+    by_position       nats per token over the position in a text: what a long stream does to a cache
     against_bytes     one point per architecture: how much it holds, how well it answers
 
 Both axes are logarithmic where they hold bytes, seconds or tokens.
@@ -16,7 +17,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 
-from ..metrics import METRICS, NOTHING, Metric
+from ..metrics import METRICS, NOTHING, Metric, format_bits
 from .canvas import MUTED, Chart, Style, drawing, figure, legend, render, styles, tick
 from .groups import Group, not_exercised
 from .html import Entry, Table, table_of
@@ -56,34 +57,58 @@ def against_context(
 
 def against_position(slug: str, title: str, steps: pd.DataFrame, group: Group) -> Chart:
     """Time of each decode step; `steps` has architecture, position, value."""
-    entry, looks = METRICS["decode_step_s"], styles(group.run.architectures)
     medians = steps.groupby(["position", "architecture"])["value"].median().unstack("architecture")
-    present = [a for a in group.architectures if a in medians]
+    entry = METRICS["decode_step_s"]
+    return _positions(slug, title, medians, group, entry, "tokens before the step", "step")
+
+
+def by_position(slug: str, title: str, nats: pd.DataFrame, group: Group, note: str) -> Chart:
+    """Nats per token of each stretch of a text; `nats` has positions down and architectures across."""
+    entry = Metric("nats/token", "low", "nats/token", format_bits)
+    return _positions(slug, title, nats, group, entry, "tokens before, in the text", "stretch", note)
+
+
+def _positions(
+    slug: str,
+    title: str,
+    frame: pd.DataFrame,
+    group: Group,
+    entry: Metric,
+    axis: str,
+    what: str,
+    note: str = "",
+) -> Chart:
+    """A line per architecture over positions (the frame's index); times on a logarithmic axis."""
+    looks = styles(group.run.architectures)
+    present = [a for a in group.architectures if a in frame]
     with drawing(slug):
         fig = figure(5.0, 3.9)
         axes = fig.subplots()
         for number, architecture in enumerate(present):
-            series = medians[architecture].dropna()
+            series = frame[architecture].dropna()
             style = looks[architecture].line() | {"linewidth": 1.1, "markersize": 5}
             stride = max(1, len(series) // 6)
             axes.plot(series.index, series, markevery=(number * stride // 8, stride), **style)
-        _log_axis(axes, entry, "y")
+        if entry.unit == "s":
+            _log_axis(axes, entry, "y")
+        else:
+            axes.set_ylabel(entry.label)
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-        axes.set_xlabel("tokens before the step")
+        axes.set_xlabel(axis)
         axes.set_title(title)
         legend(fig, {a: looks[a] for a in present})
         svg, png = render(fig, slug, title)
-    stride = -(-len(medians) // MOST_STEPS_LISTED)
+    stride = -(-len(frame) // MOST_STEPS_LISTED)
     rows = [
         [f"{position:,.0f}", *(entry.format(row[a]) for a in present)]
-        for position, row in medians.iloc[::stride].iterrows()
+        for position, row in frame.iloc[::stride].iterrows()
     ]
-    note = f"Every {stride}th step is listed." if stride > 1 else ""
-    return Chart(slug, title, svg, png, table_of(["tokens before", *present], rows), note=note)
+    notes = [f"Every {stride}th {what} is listed."] * (stride > 1) + [note] * bool(note)
+    return Chart(slug, title, svg, png, table_of(["tokens before", *present], rows), note=" ".join(notes))
 
 
 def against_bytes(slug: str, title: str, name: str, points: pd.DataFrame, group: Group) -> Chart:
-    """Quality over live cache bytes; `points` has architecture, bytes, value, low, high (maybe NaN)."""
+    """Quality over live cache bytes; `points` has architecture, bytes, value, low, high (maybe NaN), idle."""
     entry, looks = METRICS[name], styles(group.run.architectures)
     with drawing(slug):
         fig = figure(5.0, 3.9)
@@ -106,7 +131,11 @@ def against_bytes(slug: str, title: str, name: str, points: pd.DataFrame, group:
         svg, png = render(fig, slug, title)
     columns = ["architecture", "live cache", entry.label]
     rows = [
-        [p.architecture, METRICS["cache_bytes_live"].format(p.bytes), entry.format(p.value)]
+        [
+            p.architecture,
+            METRICS["cache_bytes_live"].format(p.bytes),
+            Entry(entry.format(p.value), "not exercised" * p.idle),
+        ]
         for p in points.itertuples()
     ]
     if points["low"].notna().any():

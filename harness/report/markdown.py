@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from .load import Run
-from .verdict import summary
+from .summary import summary
 
 
 def markdown(run: Run) -> str:

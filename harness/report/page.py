@@ -13,12 +13,15 @@ from typing import Any
 
 from ..metrics import NOTHING, format_bytes, format_number
 from ..store import write_atomic
+from .all_numbers import failures_table
 from .canvas import RAMP, Chart
-from .groups import AXIS_NAMES, Group, groups, is_pg19
+from .groups import AXIS_NAMES, Group, groups
 from .guide import DEFINITIONS, LIMITS, QUESTION
 from .html import details, paragraph, table_html, table_of
+from .language import is_pg19
 from .load import Run, load_run
-from .sections import Section, failures_table, sections
+from .section import Section
+from .sections import sections
 from .style import css
 from .timeline import timelines
 
@@ -86,7 +89,8 @@ def _document(runs: list[Run], body: str) -> str:
 def _facts(run: Run) -> str:
     """Text, machine and progress in a few lines at the head."""
     text, machine = run.manifest.get("text") or {}, run.manifest.get("machine") or {}
-    facts = [("text", _text_line(text)), ("machine", _machine_line(machine)), ("code", _code_line(machine))]
+    read = _text_line(text) if text else _labels_line(run)
+    facts = [("text", read), ("machine", _machine_line(machine)), ("code", _code_line(machine))]
     total = len(run.cells)
     done = f"{run.num_done} of {total} done" + ("" if run.num_done == total else ": this run is not finished")
     failed = run.rows.loc[run.rows["status"] != "ok", "cell"].nunique()
@@ -96,11 +100,15 @@ def _facts(run: Run) -> str:
 
 
 def _text_line(text: dict[str, Any]) -> str:
-    if not text:
-        return "none was read"
     remark = "" if is_pg19(text.get("label") or text.get("source")) else ", not PG-19 as published"
     size = f", {format_bytes(text['bytes'])}" if text.get("bytes") else ""
     return f"{text.get('source', 'unknown')}{remark}{size}, sha256 {text.get('sha256', 'unknown')}"
+
+
+def _labels_line(run: Run) -> str:
+    """Where no text was named: data of suites that have their own."""
+    labels = run.rows["text"].dropna().unique()
+    return "; ".join(map(str, labels)) or "none was read"
 
 
 def _machine_line(machine: dict[str, Any]) -> str:

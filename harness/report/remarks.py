@@ -15,11 +15,11 @@ from .groups import (
     cost_rows,
     failure_suites,
     family,
-    is_pg19,
-    language_sources,
     needle_suites,
     timing_suites,
 )
+from .language import is_pg19, language_sources
+from .scored import of_tasks
 
 HAND_SET = re.compile(r"(?<!no )hand-set", re.IGNORECASE)
 
@@ -62,13 +62,27 @@ def _cards(group: Group) -> dict[str, str]:
 
 def alerts(group: Group) -> list[str]:
     """What a reader of the verdict must know before its numbers, a line each."""
-    return [*text_alerts(group), *timing_alerts(group), *unshown_alerts(unshown(group))]
+    return [
+        *text_alerts(group),
+        *timing_alerts(group),
+        *task_alerts(group),
+        *unshown_alerts(unshown(group)),
+    ]
+
+
+def task_alerts(group: Group) -> list[str]:
+    """Where to look for answers when the verdict has no column for them."""
+    if needle_suites(group) or language_sources(group):
+        return []
+    suites = list(dict.fromkeys(group.ok.loc[of_tasks(group.ok), "suite"]))
+    where = f"what {'; '.join(suites)} scored stands below, in tables of their own."
+    return [f"No single needle and no language modelling here: {where}"] * bool(suites)
 
 
 def text_alerts(group: Group) -> list[str]:
     """Which other text stands in the place of PG-19."""
-    labels = [label for _, label in language_sources(group) if not is_pg19(label)]
-    labels = list(dict.fromkeys(label.split("@")[0] for label in labels))
+    sources = [source for source in language_sources(group) if not is_pg19(source.label)]
+    labels = list(dict.fromkeys(source.text for source in sources))
     return [
         (
             f"The pg19 suite read {', '.join(labels)} here, not PG-19 as published: its bits per byte and "
@@ -99,9 +113,9 @@ def unshown(group: Group) -> list[str]:
     needles, sources = needle_suites(group), language_sources(group)
     found = unshown_timings(group) + _others(group, needles[:1], needles)
     if sources:
-        (shown, _), *rest = sources
-        found += _others(group, [shown], [suite for suite, _ in sources])
-        found += [f"{suite} on {label.split('@')[0]}" for suite, label in rest if suite == shown]
+        shown, *rest = sources
+        found += _others(group, [shown.suite], [source.suite for source in sources])
+        found += [f"{source.suite} on {source.text}" for source in rest if source.suite == shown.suite]
     return list(dict.fromkeys(found))
 
 
@@ -109,8 +123,8 @@ def unshown_alerts(specs: list[str]) -> list[str]:
     """Where to look for what is not shown."""
     return [
         (
-            f"Not shown here: {'; '.join(specs)}. Their numbers are in the tables under “All numbers” of the "
-            "report, their failures under “Failed cells”."
+            f"Not shown here: {'; '.join(specs)}. Their numbers are in tables of their own or under “All "
+            "numbers” of the report, their failures under “Failed cells”."
         )
     ] * bool(specs)
 

@@ -5,6 +5,8 @@
     needle      hits / trials with Wilson's 95 % interval (sane at 0 and 100 %, unlike ± 1.96 σ)
     language    Σ nll / Σ count over the texts, never a mean of per-text values; two architectures
                 differ where the paired 95 % t-interval over the texts excludes 0
+    intervals   percentile bootstrap over books or examples, never over tokens or pieces of a book; a
+                difference is resampled over the cases that both have. Seeded: always the same
 
 Repeats (one process) and replicates (processes) are not the same kind of sample: where there are
 several replicates, each is first reduced to its median.
@@ -13,6 +15,7 @@ several replicates, each is first reduced to its median.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +24,15 @@ import pandas as pd
 #: Student's t, two-sided 95 %, by degrees of freedom 1..10; above ten, ten's is used (wider, never narrower).
 T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 Z95 = 1.959964
+#: Resamples of a bootstrap interval.
+RESAMPLES = 2000
+#: With fewer cases than this a bootstrap interval means little: it cannot leave what it has seen.
+FEW_CASES = 5
+NO_INTERVAL = (math.nan, math.nan)
+
+
+#: What is counted of a text that is scored.
+LANGUAGE_COUNTS = ("nll_nats", "num_bytes", "num_tokens", "num_words")
 
 
 @dataclass(frozen=True)
@@ -62,9 +74,28 @@ def paired_difference_is_real(first: dict[str, float], second: dict[str, float])
     return bool(abs(differences.mean()) > half)
 
 
+def bootstrap(columns_NK: np.ndarray, number: Callable[[np.ndarray], np.ndarray]) -> tuple[float, float]:
+    """95 % percentile interval of a number made from sums over N cases; (nan, nan) below two cases.
+
+    `columns_NK` has a row per case; `number` turns sums of its columns (K, R) into R numbers. Cases are
+    drawn with replacement, R times. Seeded by nothing but N, so that equal cases give equal intervals.
+    """
+    n = len(columns_NK)
+    if n < 2:
+        return NO_INTERVAL
+    drawn_RN = np.random.default_rng(n).integers(n, size=(RESAMPLES, n))
+    sums_KR = np.stack([column_N[drawn_RN].sum(1) for column_N in columns_NK.T])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        numbers_R = number(sums_KR)
+    if not np.isfinite(numbers_R).all():  # a draw in which there was nothing to divide by
+        return NO_INTERVAL
+    low, high = np.quantile(numbers_R, [0.025, 0.975])
+    return float(low), float(high)
+
+
 def language_totals(cases: pd.DataFrame) -> dict[str, float]:
     """Bits per byte and perplexities from per-case sums (columns nll_nats, num_bytes, …): Σ / Σ."""
-    totals = cases.reindex(columns=["nll_nats", "num_bytes", "num_tokens", "num_words"]).sum(min_count=1)
+    totals = cases.reindex(columns=list(LANGUAGE_COUNTS)).sum(min_count=1)
     nll = totals["nll_nats"]
     return {
         "bits_per_byte": _per(nll / math.log(2), totals["num_bytes"]),

@@ -104,6 +104,7 @@ thead th{font-weight:600;vertical-align:bottom;border-bottom-color:var(--muted)}
 tbody th{font-weight:500;white-space:nowrap;position:sticky;left:0;background:var(--paper)}
 tbody tr:hover{background:var(--soft)}
 td:not(.num){overflow-wrap:anywhere;min-width:7rem}
+td.long{min-width:14rem}
 td small,th small{display:block;color:var(--muted);font-weight:400;font-size:.74rem;line-height:1.35}
 td.best{background:var(--best)}
 td.failed{color:var(--alert)}

@@ -19,32 +19,27 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import pandas as pd
 
 from ..metrics import METRICS, NOTHING, significant
 from .groups import (
-    AXIS_NAMES,
     COST_METRICS,
     NO_CONTEXT,
     Group,
+    context_name,
     cost_rows,
     costs,
     failure_suites,
     family,
-    groups,
-    is_pg19,
-    language,
-    language_cases,
-    language_sources,
+    is_repeated,
     needle,
     needle_suites,
     not_exercised,
 )
 from .html import Entry, Table
-from .load import Run
-from .remarks import alerts, weight_notes
+from .language import Source, is_pg19, language, language_cases, language_sources
 from .statistics import paired_difference_is_real, wilson
 
 Differs = Callable[[str, str], bool]
@@ -72,31 +67,6 @@ class Column:
         return sorted({context for _, context in self.entries})
 
 
-@dataclass(frozen=True)
-class Summary:
-    """A verdict as plain strings, for a terminal; `notes` belong below it."""
-
-    title: str
-    columns: list[str]
-    rows: list[list[str]]
-    notes: list[str] = field(default_factory=list)
-
-
-def summary(run: Run) -> list[Summary]:
-    """The verdicts of a run, one per axis (trained and random weights never share a table)."""
-    return [
-        Summary(
-            f"{run.name}, {AXIS_NAMES.get(group.axis, group.axis)}. {table.caption}",
-            list(table.columns),
-            [[entry.plain for entry in row] for row in table.rows],
-            [*alerts(group), *weight_notes(group)],
-        )
-        for group in groups(run)
-        for table in [headline(group)]
-        if len(table.columns) > 2
-    ]
-
-
 def headline(group: Group) -> Table:
     """One line per architecture, each column at the context that its header states."""
     columns = _columns(group)
@@ -115,11 +85,6 @@ def by_context(group: Group) -> list[tuple[float, Table]]:
     return [(c, _table(group, present, [c] * len(present))) for c, present in held.items()]
 
 
-def context_name(context: float) -> str:
-    """`1024.0` -> `"1,024 tokens"`."""
-    return "no stated context" if context == NO_CONTEXT else f"{context:,.0f} tokens"
-
-
 def _table(group: Group, columns: list[Column], at: list[float]) -> Table:
     fields = [_fields(group, column, c) for column, c in zip(columns, at, strict=True)]
     implementations = group.ok.groupby("architecture")["implementation"].unique()
@@ -133,6 +98,8 @@ def _table(group: Group, columns: list[Column], at: list[float]) -> Table:
     contexts = ["" if shared else f"\nat {context_name(c)}" for c in at]
     headers = [column.header + context for column, context in zip(columns, contexts, strict=True)]
     caption = f"At {context_name(at[0])}." if shared else "Each column at the context below its name."
+    if set(at) == {NO_CONTEXT}:
+        caption = "Means over all requests."
     return Table(["architecture", *headers, "implementation"], rows, caption)
 
 
@@ -187,6 +154,7 @@ def _cost_column(group: Group, name: str) -> Column | None:
 
     entries = {key: Entry(entry.format(s.median)) for key, s in spreads.items()}
     header = entry.label + (f"\nbatch {batch:.0f}" if batch > 1 else "")
+    header += "" if is_repeated(rows) else "\nper request"
     better = None if name == "cache_bytes_predicted" else entry.better
     values = {key: s.median for key, s in spreads.items()}
     entries |= _failures(group, failure_suites(group, name), entries)
@@ -218,7 +186,7 @@ def _needle_column(group: Group, suite: str) -> Column:
     return Column("needle, strict", "high", values, entries, rows, differs, _points, partial)
 
 
-def _language_column(group: Group, source: tuple[str, str]) -> Column:
+def _language_column(group: Group, source: Source) -> Column:
     totals = language(group, source).set_index(["architecture", "context"])
     cases = language_cases(group, source)
     per_case = {
@@ -230,16 +198,15 @@ def _language_column(group: Group, source: tuple[str, str]) -> Column:
         return paired_difference_is_real(per_case[first, context], per_case[second, context])
 
     values = totals["bits_per_byte"].dropna().to_dict()
-    counts = totals["cases"].to_dict()
+    counts = totals["texts"].to_dict()
     partial = _partial(counts)
     entries = {
         key: Entry(METRICS["bits_per_byte"].format(value), f"{counts[key]} texts" if key in partial else "")
         for key, value in values.items()
     }
-    suite, label = source
-    entries |= _failures(group, {suite}, entries)
-    rows = group.ok[(group.ok["metric"] == "nll_nats") & (group.ok["suite"] == suite)]
-    header = "bits/byte\n" + ("PG-19" if is_pg19(label) else f"not PG-19: {label.split('@')[0]}")
+    entries |= _failures(group, {source.suite}, entries)
+    rows = group.ok[(group.ok["metric"] == "nll_nats") & (group.ok["suite"] == source.suite)]
+    header = f"bits/byte\n{source.name}" if is_pg19(source.label) else f"bits/byte\nnot PG-19: {source.name}"
     return Column(header, "low", values, entries, rows, differs, _difference, partial)
 
 

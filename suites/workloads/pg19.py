@@ -19,7 +19,8 @@ What papers leave open, and where we differ: TOVA's says nothing about BOS or fi
 published evaluation code. Its training code counts no block's first token (511 of 512): `block_nll_nats`
 over `block_tokens` does likewise, with `block` tokens to a block. That code joins texts; here no sequence
 crosses a book's end, and the last is shorter. What is fed at once is the run's (`scoring_mode`: segments of
-512, or the prefill chunk) and LoCoCo's own `block`; BOS goes first, by itself.
+about 512, whole blocks of LoCoCo's own `block`); BOS goes first, by itself, so that the first fold has a
+slot more.
 
 Per-case values are of one piece; a value of a book or a corpus is made from the sums (nll_nats over
 num_words), never the mean of perplexities. Bytes and words are those of the scored tokens, decoded. So bits

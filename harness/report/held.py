@@ -1,0 +1,160 @@
+"""The page's part about what was still held: a table, the same in words, and maps of layers by depth."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+
+from ..metrics import NOTHING, format_share
+from .canvas import Chart
+from .forensics import SHARED, Finding, findings, state_order, watched_suites
+from .groups import NEVER_EVICT, Group, context_name, family
+from .heatmap import FEW_COLUMNS, depth_name, share_map
+from .html import Entry, Table, table_of
+from .section import Section
+
+#: More different counts than this are not listed layer by layer.
+MOST_LISTED = 4
+UNKNOWN = "not known: slots hold mixtures"
+
+LEAD = (
+    "What the cache held of the needle's tokens when the answer had been produced, in every layer whose "
+    "slots have positions. A miss is either evicted (some layer had lost part of it) or kept but not used; a "
+    "hit may come although it was evicted, because other layers or later tokens still knew. Where several "
+    "things were asked for, all of them have to be held, and found."
+)
+MAPS = (
+    " The maps show in what share of the trials a layer held all of it, at the largest length; "
+    "“shared” is a cache that belongs to no layer."
+)
+
+
+def held_sections(group: Group, prefix: str) -> list[Section]:
+    """One part per suite that watched what it hid; nothing where there is none.
+
+    Suites with several kinds of cells have a folded table at their largest length, and no maps.
+    """
+    suites, sections = watched_suites(group), []
+    for number, suite in enumerate(suites):
+        found = findings(group, suite)
+        if not found:
+            continue
+        part = Section("Evicted, or kept but not used?" + (f" {suite}" if len(suites) > 1 else ""))
+        part.lead = "" if sections else LEAD
+        longest = max(finding.context for finding in found)
+        last = [finding for finding in found if finding.context == longest]
+        if any(finding.kind for finding in found):
+            part.folded = [(f"At {context_name(longest)}", held_table(last))]
+        else:
+            part.tables, part.notes = [held_table(last)], [in_words(finding) for finding in last]
+            for context in sorted({finding.context for finding in found} - {longest}, reverse=True):
+                shorter = [finding for finding in found if finding.context == context]
+                part.folded.append((f"At {context_name(context)}", held_table(shorter)))
+            lossy = [finding for finding in last if finding.evicted or finding.windowed]
+            part.charts = [_map(f"{prefix}-{number}-{place}", one) for place, one in enumerate(lossy)]
+        if part.charts:
+            part.lead, part.maps = (part.lead + MAPS).strip(), True
+        sections.append(part)
+    return sections
+
+
+def held_table(found: list[Finding]) -> Table:
+    """Hits and misses by what was still there, and where it was lost."""
+    kinds, rows = any(finding.kind for finding in found), []
+    for finding in found:
+        row = [finding.architecture, *[finding.kind] * kinds, context_name(finding.context)]
+        row.append(f"{len(finding.trials)}")
+        row.append(f"{sum(trial.hit for trial in finding.trials)}")
+        if finding.states:
+            four = ((False, False), (False, True), (True, True), (True, False))
+            row += [f"{finding.count(hit=hit, kept=kept)}" for hit, kept in four]
+        else:
+            row += [NOTHING] * 4
+        rows.append([*map(Entry, row), Entry(where(finding))])
+    columns = ["missed\nevicted", "missed\nkept but not used", "found\nkept", "found\nalthough evicted"]
+    return table_of(
+        ["architecture", *["cells"] * kinds, "length", "trials", "found", *columns, "where it was lost"], rows
+    )
+
+
+def where(finding: Finding) -> str:
+    """`layer 2 (3 of 3)`, and what is to be said where nothing was lost or nobody can know."""
+    if not finding.states:
+        return UNKNOWN
+    parts = [_listed(finding.evicted, finding)] if finding.evicted else []
+    if finding.windowed:
+        parts.append(f"{_listed(finding.windowed, finding)}: beyond their own window, nothing was evicted")
+    if parts:
+        return "; ".join(parts)
+    idle = family(finding.architecture) not in NEVER_EVICT and not any(t.acted for t in finding.trials)
+    return f"nowhere; {names(finding.states)} held it" + "; not exercised" * idle
+
+
+def in_words(finding: Finding) -> str:
+    """The finding as sentences."""
+    trials, told = finding.trials, []
+    if not finding.states:
+        told.append(f"whether the needle was still held is {UNKNOWN}.")
+    if finding.evicted:
+        told.append(f"the needle was evicted in {_listed(finding.evicted, finding)}.")
+        late = sum(trial.acted and bool(trial.lost) and not trial.lost_before for trial in trials)
+        told += [f"In {late} of these trials it went only while the answer was produced."] * bool(late)
+    if finding.windowed:
+        told.append(f"the needle was beyond the own window of {_listed(finding.windowed, finding)}.")
+    if kept := [s for s in finding.states if not finding.windowed[s] and not finding.evicted[s]]:
+        told.append(f"Held in every trial: {names(kept)}.")
+    if finding.states:
+        gone, unused = finding.count(hit=False, kept=False), finding.count(hit=False, kept=True)
+        still, used = finding.count(hit=True, kept=False), finding.count(hit=True, kept=True)
+        told.append(f"Missed: {gone} evicted, {unused} kept but not used.")
+        told.append(f"Found: {still} although evicted, {used} kept.")
+    told[0] = told[0][0].lower() + told[0][1:]
+    return f"{finding.architecture}, {context_name(finding.context)}: {' '.join(told)}"
+
+
+def names(states: list[str]) -> str:
+    """`["0", "1", "2", "shared"]` -> `"layers 0–2 and the shared cache"`."""
+    runs: list[list[int]] = []
+    for layer in (int(state) for state in states if state != SHARED):
+        if runs and layer == runs[-1][-1] + 1:
+            runs[-1].append(layer)
+        else:
+            runs.append([layer])
+    spans = [f"{run[0]}–{run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs]
+    several = sum(map(len, runs)) > 1
+    parts = [f"layer{'s' * several} {', '.join(spans)}"] if runs else []
+    return " and ".join(parts + ["the shared cache"] * (SHARED in states))
+
+
+def _listed(lost: Counter[str], finding: Finding) -> str:
+    """States by the number of trials in which they had lost it, or the worst of too many."""
+    total, states = len(finding.trials), sorted(lost, key=state_order)
+    counts = list(dict.fromkeys(lost[state] for state in states))
+    if len(counts) > MOST_LISTED:
+        worst = max(states, key=lambda state: lost[state])
+        most = f"most often {names([worst])} ({lost[worst]} of {total})"
+        return f"{len(states)} of {len(finding.states)} layers, {most}"
+    alike = [(count, [state for state in states if lost[state] == count]) for count in counts]
+    return ", ".join(f"{names(part)} ({count} of {total})" for count, part in alike)
+
+
+def _map(slug: str, finding: Finding) -> Chart:
+    """Layers across, depth down, and below it all depths together."""
+    states, depths = finding.states, sorted({t.depth for t in finding.trials if not math.isnan(t.depth)})
+    lines = [*depths, None] if len(depths) > 1 else [None]
+    labels = ["all" if depth is None else depth_name(depth) for depth in lines]
+    shares = {
+        (column, row): finding.held(state, depth)
+        for column, state in enumerate(states)
+        for row, depth in enumerate(lines)
+    }
+    told = {place: NOTHING if share is None else share for place, share in shares.items()}
+    what = f"share of trials in which {finding.architecture} still held the needle"
+    svg, png = share_map(slug, finding.architecture, what, states, labels, told, ("layer", "depth"))
+    rows = [
+        [label, *(format_share(shares[column, row]) for column in range(len(states)))]
+        for row, label in enumerate(labels)
+    ]
+    table = table_of(["depth", *(names([state]) for state in states)], rows)
+    note, wide = f"{context_name(finding.context)}.", len(states) > FEW_COLUMNS
+    return Chart(slug, finding.architecture, svg, png, table, wide=wide, note=note)

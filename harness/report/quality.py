@@ -1,0 +1,70 @@
+"""Quality against cache bytes: one point per architecture."""
+
+from __future__ import annotations
+
+import math
+
+import pandas as pd
+
+from .canvas import Chart
+from .groups import Group, context_name, cost_rows, needle, needle_suites, not_exercised
+from .language import language, language_sources
+from .lines import against_bytes
+from .remarks import weight_notes
+from .section import Section
+from .statistics import wilson
+
+
+def quality_section(group: Group, prefix: str) -> Section:
+    """A chart for each suite that scored answers and whose cache bytes are known."""
+    charts = []
+    for number, suite in enumerate(needle_suites(group)):
+        frame = (
+            needle(group, suite).groupby(["architecture", "context"])[["strict_hits", "strict_trials"]].sum()
+        )
+        frame = frame[frame["strict_trials"] > 0].reset_index()
+        frame["value"] = frame["strict_hits"] / frame["strict_trials"]
+        ends = [wilson(h, n) for h, n in zip(frame["strict_hits"], frame["strict_trials"], strict=True)]
+        frame["low"], frame["high"] = [low for low, _ in ends], [high for _, high in ends]
+        charts += _against_bytes(
+            f"{prefix}-needle-{number}", "Needle, strict", "accuracy_strict", frame, group, suite
+        )
+    for number, source in enumerate(language_sources(group)):
+        frame = language(group, source).rename(columns={"bits_per_byte": "value"})
+        frame = frame.assign(low=math.nan, high=math.nan).dropna(subset=["value"])
+        slug, title = f"{prefix}-bits-{number}", f"Bits/byte on {source.name}"
+        charts += _against_bytes(slug, title, "bits_per_byte", frame, group, source.suite)
+    lead = "Each point is one architecture: to the left it holds less."
+    if not charts:
+        lead = "No quality score with known cache bytes in this run."
+    return Section(
+        "Quality against cache bytes", lead, charts=charts, notes=weight_notes(group) if charts else []
+    )
+
+
+def _against_bytes(
+    slug: str, title: str, name: str, frame: pd.DataFrame, group: Group, suite: str
+) -> list[Chart]:
+    """The chart at the largest context for which cache bytes are known, or none."""
+    held = _bytes_per_request(group, suite)
+    frame = frame.assign(
+        bytes=[held.get(key) for key in zip(frame["architecture"], frame["context"], strict=True)]
+    )
+    frame = frame.dropna(subset=["bytes"])
+    if frame.empty:
+        return []
+    frame = frame[frame["context"] == frame["context"].max()]
+    frame = frame.sort_values("architecture", key=lambda a: a.map(group.run.architectures.index))
+    whole = f"{title}, {context_name(frame['context'].max())}"
+    unused = not_exercised(group.ok[group.ok["suite"] == suite])
+    frame["idle"] = [key in unused for key in zip(frame["architecture"], frame["context"], strict=True)]
+    return [against_bytes(slug, whole, name, frame, group)]
+
+
+def _bytes_per_request(group: Group, suite: str) -> dict[tuple[str, float], float]:
+    """Live cache of one request: as the suite itself saw it, else as the timing suite did."""
+    rows = group.ok[group.ok["metric"] == "cache_bytes_live"]
+    own = rows[rows["suite"] == suite]
+    rows = own if len(own) else cost_rows(group, "cache_bytes_live")
+    per_request = rows.assign(value=rows["value"] / rows["num_requests"])
+    return per_request.groupby(["architecture", "context"])["value"].median().to_dict()

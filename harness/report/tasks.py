@@ -1,0 +1,99 @@
+"""Suites of many small questions: several needles at once, RULER's tasks, associative recall.
+
+Each case has shares of right answers (or nats of the right one); a table shows their mean with its interval
+and n. Where every case is right or wrong the interval is Wilson's, else it is resampled over the cases.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..metrics import format_number, format_share
+from .grid import Grid, Key, grid, lay_out, notes
+from .groups import CONTEXT_AXES, Group
+from .html import Entry, Table
+from .remarks import weight_notes
+from .scored import RECALL, RULER, SEVERAL, suites_with
+from .section import Section
+from .statistics import bootstrap, wilson
+
+LEAD = (
+    "Means over the cases; small print: 95 % intervals, the number of cases, and in what share of the "
+    "requests the policy acted."
+)
+
+
+def task_sections(group: Group) -> list[Section]:
+    """One part per kind, a table per suite (and measure); nothing where there are none."""
+    kinds = (
+        ("Several needles at once", SEVERAL, _several),
+        ("RULER-style tasks", RULER, _measures),
+        ("Associative recall", RECALL, _measures),
+    )
+    sections = []
+    for title, names, tables in kinds:
+        if suites := suites_with(group.ok, [*names][:1]):
+            found = [table for suite in suites for table in tables(group, suite, names)]
+            sections.append(Section(title, LEAD, tables=found, notes=weight_notes(group)))
+    return sections
+
+
+def task_tables(group: Group) -> list[Table]:
+    """The tables of all those parts."""
+    return [table for section in task_sections(group) for table in section.tables]
+
+
+def _several(group: Group, suite: str, names: dict[str, str]) -> list[Table]:
+    """Measures across; lengths down, all depths together."""
+    found = grid(group, suite, "", pooled=("depth",))
+    entries: dict[Key, Entry] = {}
+    for (architecture, down, _), entry in found.failures.items():
+        entries |= {(architecture, down, name): entry for name in names}
+    for name in names:
+        entries |= {(a, d, name): entry for (a, d, _), entry in means(found, name).items()}
+    return [lay_out(group, found, entries, names, f"{suite}, all depths together.")]
+
+
+def _measures(group: Group, suite: str, names: dict[str, str]) -> list[Table]:
+    """A table per measure; tasks across, or whatever the suite varies."""
+    across = _across(group, suite)
+    found = grid(group, suite, across)
+    tables = []
+    for name, what in names.items():
+        if entries := means(found, name):
+            unit = "" if across in ("", "task") else f"{across} "
+            headers = {column: unit + header for column, header in found.headers.items()}
+            caption = f"{suite}: {what}."
+            tables.append(lay_out(group, found, found.failures | entries, headers, caption))
+    return tables
+
+
+def _across(group: Group, suite: str) -> str:
+    """The axis that goes across: the task, else the first that is no length, else the length."""
+    cells = [cell.get("axes") or {} for cell in group.run.cells if cell["suite"] == suite]
+    names = dict.fromkeys(name for axes in cells for name in axes)
+    return min(names, key=lambda name: (name != "task", name in CONTEXT_AXES), default="")
+
+
+def means(found: Grid, name: str) -> dict[Key, Entry]:
+    """Mean over the cases of each place, with interval and n."""
+    rows = found.ok[(found.ok["metric"] == name) & found.ok["case"].notna()]
+    keys, entries = ["architecture", "down", "across"], {}
+    cases = rows.groupby([*keys, "case"], sort=False)["value"].mean()
+    for (architecture, down, across), part in cases.groupby(keys, sort=False):
+        acted = found.acted(architecture, down, across)
+        text = notes(_interval(part.to_numpy(float), name), f"n = {len(part)}", acted)
+        mean = format_number(part.mean()) if name.endswith("_nats") else format_share(part.mean())
+        entries[architecture, down, across] = Entry(mean, text)
+    return entries
+
+
+def _interval(values_N: np.ndarray, name: str) -> str:
+    n, nats = len(values_N), name.endswith("_nats")
+    if set(values_N) <= {0.0, 1.0} and not nats:
+        low, high = wilson(values_N.sum(), n)
+    elif n < 2 or (values_N == values_N[0]).all():
+        return ""
+    else:
+        low, high = bootstrap(values_N[:, None], lambda sums: sums[0] / n)
+    return f"{low:.3f} to {high:.3f}" if nats else f"{100 * low:.0f}–{100 * high:.0f} %"

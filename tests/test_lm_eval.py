@@ -1,0 +1,356 @@
+"""The suite lm_eval: what it asks, what it reads, what it says when it cannot."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections import Counter
+
+import pytest
+from lm_eval_help import TASKS, measured, numbers, opened, rows, suite, write_model, write_rows
+
+import suites
+from models.spec import SpecError
+from suites.data import DataError
+from suites.suite import Answer, Context
+from suites.tokenizer import ByteTokenizer
+
+pytest.importorskip("lm_eval", reason="the lm-eval extra is not installed")
+
+from suites.lm_eval_bridge import loading
+from suites.lm_eval_bridge.model import CacheLM
+
+EVERY = "+".join(TASKS)
+#: Where lm-eval itself defines the seven, below its folder of tasks.
+THEIRS = {
+    "arc_challenge": "arc/arc_challenge.yaml",
+    "arc_easy": "arc/arc_easy.yaml",
+    "boolq": "super_glue/boolq/default.yaml",
+    "hellaswag": "hellaswag/hellaswag.yaml",
+    "lambada_openai": "lambada/lambada_openai.yaml",
+    "piqa": "piqa/piqa.yaml",
+    "winogrande": "winogrande/default.yaml",
+}
+
+
+@pytest.fixture
+def data(tmp_path, monkeypatch):
+    """A folder of our rows, found as a user's data is found."""
+    monkeypatch.setenv("KVMARK_DATA", str(write_rows(tmp_path / "data")))
+    monkeypatch.setenv("KVMARK_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def model(tmp_path):
+    return write_model(tmp_path / "model")
+
+
+def plain(options: str):
+    """The suite on bytes."""
+    return suites.load(f"lm_eval:{options}", Context(ByteTokenizer(), None))
+
+
+class Asking:
+    """Stands where the harness does: keeps the cases of each call and answers something."""
+
+    def __init__(self) -> None:
+        self.calls: list[list] = []
+
+    def __call__(self, cases):
+        self.calls.append(list(cases))
+        return [
+            Answer(case.forced or (), tuple(-0.5 for _ in case.forced or ()), "text", case.forced and False)
+            for case in cases
+        ]
+
+
+# --- what is asked ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_our_yaml_asks_what_lm_evals_own_asks(data, task):
+    """The same contexts, continuations and right answers, from the same rows."""
+    import lm_eval.tasks
+    from datasets import Dataset
+    from lm_eval.api.task import ConfigurableTask
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    folder = loading.Path(lm_eval.tasks.__file__).parent
+    config = load_yaml(folder / THEIRS[task])
+    split = Dataset.from_list(rows(task))
+    config["custom_dataset"] = lambda **metadata: dict.fromkeys(("train", "validation", "test"), split)
+    for name in ("tag", "dataset_path", "dataset_name"):
+        config.pop(name, None)
+    theirs = ConfigurableTask(config=config)
+    ours = loading.load([task], None, local=True)[task]
+    for one in (theirs, ours):
+        loading.prepare(one, 0)
+        one.build_all_requests()
+    assert [request.args for request in ours.instances] == [request.args for request in theirs.instances]
+    for mine, other in zip(ours.eval_docs, theirs.eval_docs, strict=True):
+        target = (ours.doc_to_text(mine), ours.doc_to_target(mine))
+        assert target == (theirs.doc_to_text(other), theirs.doc_to_target(other))
+    assert ours.aggregation().keys() == theirs.aggregation().keys() and theirs.VERSION == ours.VERSION
+
+
+def test_one_cell_per_task_and_one_call_per_kind(data):
+    asked, run = plain(f"tasks={EVERY},local=true,limit=4,bootstrap=0"), Asking()
+    assert asked.cells() == [{"task": task} for task in TASKS]
+    for cell in asked.cells():
+        asked.drive(cell, run)
+    assert len(run.calls) == len(TASKS)
+    cases = [case for call in run.calls for case in call]
+    assert len({case.id for case in cases}) == len(cases), "ids are unique over all tasks"
+    assert [{**case.axes} for case in run.calls[2]] == [{"task": "boolq"}] * 8
+    asked.drive({"task": "boolq"}, again := Asking())
+    assert again.calls[0] == run.calls[2], "the same cases every time"
+
+
+def test_choices_of_a_question_are_one_request(data):
+    """arc: four continuations of one prompt; winogrande: two prompts, which share nothing."""
+    for task, count in (("arc_easy", 4), ("winogrande", 1)):
+        plain(f"tasks={task},local=true,limit=1").drive({"task": task}, run := Asking())
+        shared = Counter((case.prompt, case.seed) for case in run.calls[0])
+        assert set(shared.values()) == {count}
+        assert len({case.forced for case in run.calls[0]}) == (count if count > 1 else 1)
+    prompt, choice = run.calls[0][0].prompt, run.calls[0][0].forced
+    assert bytes(prompt[1:]).endswith(b"because Ada") and prompt[0] == ByteTokenizer.bos
+    assert bytes(choice).startswith(b" was early") and bytes(choice).endswith(b"said the_sign.")
+
+
+def test_examples_come_before_the_question_and_never_hold_it(data):
+    plain("tasks=piqa,local=true,shots=3,limit=2").drive({"task": "piqa"}, run := Asking())
+    text = bytes(run.calls[0][0].prompt[1:]).decode()
+    assert text.count("Question:") == 4 and text.count("before 0 o'clock") == 1
+    with pytest.raises(DataError, match="6 rows to show, too few for 6 examples"):
+        plain("tasks=piqa,local=true,shots=6").cells()
+
+
+# --- what is fed -----------------------------------------------------------------------------------
+
+
+def lm(run, **options) -> CacheLM:
+    return CacheLM(run, ByteTokenizer(), **options)
+
+
+def instances(kind: str, *arguments):
+    from lm_eval.api.instance import Instance
+
+    return [Instance(kind, {}, argument, 0, ("made", i, 1)) for i, argument in enumerate(arguments)]
+
+
+def test_long_requests_are_cut_on_the_left_and_counted():
+    asked = lm(run := Asking(), max_length=8)
+    pairs = [("abcdefgh", "xy"), ("abcdef", "xy"), ("abc", "12345678")]
+    asked.loglikelihood(instances("loglikelihood", *pairs))
+    assert [(bytes(c.prompt[-6:]), bytes(c.forced)) for c in run.calls[0][:1]] == [(b"cdefgh", b"xy")]
+    fed = [len(case.prompt) + len(case.forced) - 1 for case in run.calls[0]]
+    assert fed == [8, 8, 8] and asked.truncated == 2
+    with pytest.raises(ValueError, match="9 tokens does not fit into max_length=8"):
+        asked.loglikelihood(instances("loglikelihood", ("abc", "123456789")))
+
+
+@pytest.mark.parametrize("max_length", [None, 2, 5, 9, 10, 11, 40])
+def test_rolling_windows_score_each_token_once(max_length):
+    asked = lm(run := Asking(), max_length=max_length)
+    texts = ["", "0", "0123456789", "ab" * 20]
+    sums = asked.loglikelihood_rolling(instances("loglikelihood_rolling", *((text,) for text in texts)))
+    bos = ByteTokenizer.bos
+    assert sums == [-0.5 * (1 + len(text)) for text in texts]
+    for number, text in enumerate(texts):
+        windows = [case for case in run.calls[0] if f"/doc={number}/" in case.id]
+        ids = [bos, *text.encode()]
+        assert [token for case in windows for token in case.forced] == ids
+        done = 0
+        for case in windows:
+            before = [bos, *ids][: done + 1]
+            assert list(case.prompt) == before[len(before) - len(case.prompt) :]
+            assert len(case.prompt) + len(case.forced) - 1 <= (max_length or 99)
+            done += len(case.forced)
+
+
+def test_generation_is_greedy_or_refused():
+    asked = lm(run := Asking(), max_length=50)
+    told = {
+        "until": ["\n", "", "stop"],
+        "max_gen_toks": 7,
+        "do_sample": False,
+        "temperature": 0.0,
+        "top_p": 1,
+    }
+    assert asked.generate_until(instances("generate_until", ("ask", told), ("x" * 60, told))) == ["text"] * 2
+    first, second = run.calls[0]
+    assert (first.stop, first.max_new_tokens, first.forced) == (("\n", "stop"), 7, None)
+    assert len(second.prompt) == 43 and asked.truncated == 1
+    for wrong in ({"do_sample": True}, {"temperature": 0.7}, {"num_beams": 4}):
+        with pytest.raises(ValueError, match="greedy") as caught:
+            asked.generate_until(instances("generate_until", ("ask", wrong)))
+        assert next(iter(wrong)) in str(caught.value)
+    with pytest.raises(ValueError, match="leaves no room for 256 new tokens"):
+        asked.generate_until(instances("generate_until", ("ask", {"until": ["\n"]})))
+
+
+def test_nothing_to_score_is_refused():
+    with pytest.raises(ValueError, match="Nothing is left to score of ''"):
+        lm(Asking()).loglikelihood(instances("loglikelihood", ("context", "")))
+
+
+# --- through the harness ---------------------------------------------------------------------------
+
+
+def test_eviction_changes_the_numbers_and_is_counted(data, model):
+    of = opened(model)
+    asked = suite("tasks=lambada_openai+piqa,local=true", of)
+    full, tova = (measured(spec, asked, of, model) for spec in ("transformer", "tova:budget=16"))
+    before, after = numbers(full["lambada_openai"]), numbers(tova["lambada_openai"])
+    assert before["perplexity"] != pytest.approx(after["perplexity"], rel=0.01)
+    assert before.keys() == after.keys() >= {"acc", "acc_stderr", "perplexity_stderr", "truncated_requests"}
+    assert after["sample_len"] == 6
+    assert {(row.requests, row.requests_with_eviction) for row in full["piqa"]} == {(12, 0)}
+    assert {(row.requests, row.requests_with_eviction) for row in tova["piqa"]} == {(12, 12)}
+    modes = {row.scoring_mode for row in tova["piqa"] if row.case}
+    assert modes == {"cache-extend, segments of 512"}
+
+
+ROLLING = """
+task: chronicle
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {data}}}, cache_dir: {cache}}}
+test_split: test
+output_type: loglikelihood_rolling
+doc_to_text: ""
+doc_to_target: "{{{{text}}}}"
+metric_list: [{{metric: word_perplexity}}, {{metric: bits_per_byte}}]
+metadata: {{version: 3.0}}
+"""
+GENERATING = """
+include: chronicle.yaml
+task: quote
+output_type: generate_until
+doc_to_text: "{{text}}"
+doc_to_target: "{{text}}"
+generation_kwargs: {until: ["\\n"], max_gen_toks: 3}
+filter_list:
+  - {name: none, filter: [{function: take_first}]}
+  - {name: strict-match, filter: [{function: regex, regex_pattern: "(z+)"}, {function: take_first}]}
+metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]
+"""
+GROUP = "{group: both, task: [chronicle, quote]}"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Tasks of the user's: rolling, generating, and the group of both."""
+    folder = tmp_path / "tasks"
+    folder.mkdir()
+    lines = [json.dumps({"text": f"Chapter {n} tells of a harbour. " * (n + 1)}) for n in range(3)]
+    (folder / "rows.jsonl").write_text("\n".join(lines))
+    rolling = ROLLING.format(data=folder / "rows.jsonl", cache=tmp_path / "datasets")
+    for name, text in (("chronicle", rolling), ("quote", GENERATING), ("both", GROUP)):
+        (folder / f"{name}.yaml").write_text(text)
+    return folder
+
+
+def test_tasks_and_groups_of_the_users_own(folder, model):
+    of = opened(model)
+    asked = suite(f"tasks=both,include={folder}", of)
+    assert asked.cells() == [{"task": "chronicle"}, {"task": "quote"}]
+    found = {task: numbers(rows) for task, rows in measured("tova:budget=16", asked, of, model).items()}
+    assert found["chronicle"].keys() == {
+        "word_perplexity", "bits_per_byte_rolling", "sample_len", "truncated_requests"
+    }  # fmt: skip
+    assert found["quote"].keys() == {
+        "exact_match", "exact_match_stderr", "exact_match,strict-match", "exact_match,strict-match_stderr",
+        "sample_len", "truncated_requests",
+    }  # fmt: skip
+
+
+# --- what is read ----------------------------------------------------------------------------------
+
+
+def test_the_label_follows_what_is_read(data, tmp_path):
+    def label(options: str = "limit=4") -> str:
+        return plain(f"tasks=piqa,local=true,{options}").source()
+
+    first = label()
+    assert first.startswith("lm-eval ") and ": piqa@" in first and first == label()
+    assert label("limit=5") != first
+    file = data / "lm_eval" / "piqa.jsonl"
+    raw = file.read_bytes()
+    file.unlink()
+    file.with_suffix(".jsonl.gz").write_bytes(gzip.compress(raw))
+    assert label() == first, "packed or not"
+    file.write_bytes(raw.replace(b"Walk", b"Talk"))
+    assert label() != first
+
+
+def test_the_label_follows_the_users_files(folder):
+    def label() -> str:
+        return plain(f"tasks=both,include={folder}").source()
+
+    first = label()
+    assert first == label()
+    (folder / "quote.yaml").write_text(GENERATING.replace("max_gen_toks: 3", "max_gen_toks: 4"))
+    second = label()
+    (folder / "rows.jsonl").write_text('{"text": "Another book."}')
+    assert len({first, second, label()}) == 3
+
+
+# --- what cannot be done ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ("tasks=", "different names"),
+        ("tasks=piqa+piqa", "different names"),
+        ("tasks=wikitext,local=true", "'wikitext' is not local; local are arc_challenge"),
+        ("tasks=piqa,limit=0", "limit must be 1"),
+        ("tasks=piqa,shots=-1", "0 or more"),
+        ("tasks=piqa,max_length=1", "2 or more"),
+    ],
+)
+def test_a_wrong_spec_is_one_sentence(options, named):
+    with pytest.raises(SpecError, match=named):
+        plain(options)
+
+
+PIQA = {"goal": "a", "sol1": "b", "sol2": "c", "label": 1}
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        (None, "Task piqa has no rows here"),
+        (json.dumps({"goal": "a"}), "line 1 of lm_eval/piqa.jsonl is not an object with goal"),
+        ("\n\n", "has no rows"),
+        ("{", "line 1 of lm_eval/piqa.jsonl is not JSON"),
+        (f"{json.dumps(PIQA)}\n{json.dumps({**PIQA, 'sol1': [7]})}", "rows of different kinds"),
+    ],
+)
+def test_wrong_rows_are_one_sentence(data, content, named):
+    file = data / "lm_eval" / "piqa.jsonl"
+    file.unlink()
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(DataError, match=named) as caught:
+        plain("tasks=piqa,local=true").cells()
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_that_does_not_do_is_one_sentence(folder, tmp_path):
+    with pytest.raises(DataError, match="There is no folder"):
+        plain(f"tasks=mine,include={tmp_path / 'none'}").cells()
+    (folder / "rows.jsonl").unlink()
+    with pytest.raises(DataError, match="Task both cannot be loaded .FileNotFoundError"):
+        plain(f"tasks=both,include={folder}").cells()
+    (folder / "quote.yaml").write_text("task: [quote")
+    with pytest.raises(DataError, match="quote.yaml cannot be read"):
+        plain(f"tasks=quote,include={folder}").cells()
+
+
+def test_without_lm_eval_there_is_one_sentence(monkeypatch):
+    monkeypatch.setattr(loading.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(DataError, match="pip install 'lm-eval"):
+        plain("tasks=piqa,local=true").source()

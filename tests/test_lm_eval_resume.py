@@ -1,0 +1,110 @@
+"""A thousand requests, killed in the middle: a run goes on where it was, and each budget asks for itself."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from harness_help import Bench, rows, wait_for
+from lm_eval_help import write_model, write_rows
+
+pytest.importorskip("lm_eval", reason="the lm-eval extra is not installed")
+
+#: TOVA that writes down each batch it is given a cache for; a batch takes long enough to be interrupted.
+LOGGED = '''"""TOVA that counts its batches."""
+
+import os
+import time
+from pathlib import Path
+
+from .tova import Model as Tova
+from .tova import Options as Options
+
+
+class Model(Tova):
+    def new_cache(self, batch, capacity, dtype=None, device=None, seeds=None, prompts=None):
+        if str(device) != "meta":
+            with (Path(os.environ["TOY_HERE"]) / "batches").open("a") as file:
+                file.write(f"{self.options.budget}\\n")
+            time.sleep(0.05)
+        return super().new_cache(batch, capacity, dtype, device, seeds, prompts)
+'''
+QUESTIONS, BATCH = 500, 20
+
+
+@pytest.fixture
+def bench(tmp_path, monkeypatch):
+    """The sources with that architecture, 500 questions of two choices, and a checkpoint."""
+    monkeypatch.setenv("KVMARK_CACHE", str(write_rows(tmp_path / "cache", QUESTIONS)))
+    write_model(tmp_path / "model")
+    bench = Bench(tmp_path)
+    (bench.source / "models" / "architectures" / "logged.py").write_text(LOGGED)
+    return bench
+
+
+def command(model: Path, out: str, *budgets: int) -> list[str]:
+    plan = model.parent / f"{out}.toml"
+    plan.write_text(
+        f"architectures = {[f'logged:budget={budget}' for budget in budgets]}\n"
+        f'suites = ["lm_eval:tasks=piqa,local=true"]\nmodel = "{model}"\nbatch = {BATCH}\n'
+    )
+    return ["run", str(plan), "--out", out]
+
+
+def executed(bench: Bench) -> Counter:
+    """Batches that were begun, by budget."""
+    file = bench.here / "batches"
+    return Counter(map(int, file.read_text().split()) if file.exists() else ())
+
+
+def kill(process) -> None:
+    """SIGKILL for the parent and for its worker, as when a machine goes down."""
+    workers = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent == process.pid and b"harness.worker" in (folder / "cmdline").read_bytes():
+                workers.append(int(folder.name))
+    assert len(workers) == 1
+    for pid in (process.pid, *workers):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+@pytest.mark.full
+def test_a_killed_task_goes_on_and_budgets_share_nothing(bench, tmp_path):
+    asked = command(tmp_path / "model", "killed", 16, 24)
+    run, batches = bench.cwd / "killed", QUESTIONS // BATCH
+    process = bench.start(*asked)
+    try:
+        wait_for(lambda: executed(bench)[16] >= batches // 2)
+        kill(process)
+    finally:
+        process.kill()
+        process.communicate()
+    (journal,) = (run / "unfinished").glob("*.jsonl")
+    finished = sum(bool(line.strip()) for line in journal.read_bytes().split(b"\n"))
+    begun = executed(bench)[16]
+    assert begun - 1 <= finished <= begun < batches, "every batch but the one in flight is on the disk"
+    assert not list((run / "cells").iterdir()) and executed(bench)[24] == 0
+
+    done = bench.run(*asked)
+    assert (done.code, done.broke) == (0, None), done.err
+    assert executed(bench)[16] == begun + batches - finished, "nothing that was finished was asked again"
+    assert executed(bench)[24] == batches, "another budget asks everything"
+    assert not list((run / "unfinished").iterdir())
+
+    table = rows(run)
+    assert set(table.requests) == {2 * QUESTIONS} and set(table.status) == {"ok"}
+    assert bench.run(*command(tmp_path / "model", "whole", 16)).code == 0
+    whole = rows(bench.cwd / "whole")
+    mine, others = (table[table.architecture == f"logged:budget={budget}"] for budget in (16, 24))
+    for metric in ("acc", "acc_norm", "evicted_tokens", "seen_tokens", "truncated_requests"):
+        one, other = (t[t.metric == metric][["case", "value"]].reset_index(drop=True) for t in (mine, whole))
+        assert len(one) in (1, 2 * QUESTIONS) and one.equals(other), metric
+    evicted = [t[t.metric == "evicted_tokens"].value.sum() for t in (mine, others)]
+    assert evicted[0] > evicted[1] > 0, "the budgets did different things"
