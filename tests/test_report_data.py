@@ -21,6 +21,7 @@ from harness.report import build, load_run, summary
 from harness.report.groups import groups, not_exercised
 from harness.report.language import is_pg19, language, language_sources
 from harness.report.markdown import markdown
+from harness.report.remarks import chunk_alerts
 from harness.report.statistics import language_totals, paired_difference_is_real, spread, wilson
 from harness.report.verdict import by_context
 from harness.show import plan_table, summary_table
@@ -328,3 +329,11 @@ def test_chunks_do_not_make_a_parallel_policy_one_that_had_nothing_to_do():
         }
     )
     assert not_exercised(rows) == {("b", 64)}
+
+
+def test_chunks_are_named_where_they_are_another_algorithm():
+    modes = {"full": "parallel, chunks of 8", "tova": "stepwise, chunks of 8", "h2o": "bulk, chunks of 8"}
+    rows = pd.DataFrame({"architecture": list(modes), "prompt_mode": list(modes.values())})
+    (said,) = chunk_alerts(SimpleNamespace(rows=rows, architectures=list(modes)))
+    assert "chunks of 8 tokens" in said and "h2o (bulk)" in said and "tova" not in said and "full" not in said
+    assert chunk_alerts(SimpleNamespace(rows=rows.assign(prompt_mode="bulk"), architectures=["h2o"])) == []

@@ -64,6 +64,7 @@ def alerts(group: Group) -> list[str]:
     """What a reader of the verdict must know before its numbers, a line each."""
     return [
         *text_alerts(group),
+        *chunk_alerts(group),
         *timing_alerts(group),
         *task_alerts(group),
         *unshown_alerts(unshown(group)),
@@ -89,6 +90,21 @@ def text_alerts(group: Group) -> list[str]:
             "perplexities compare within this table only."
         )
     ] * bool(labels)
+
+
+def chunk_alerts(group: Group) -> list[str]:
+    """Which policies met prompts in chunks, where that is another algorithm than one prompt at once."""
+    modes = group.rows.dropna(subset=["prompt_mode"]).groupby("prompt_mode")["architecture"].unique()
+    found = []
+    for mode, architectures in modes.items():
+        kind, _, chunks = str(mode).partition(", ")
+        if chunks and kind not in ("parallel", "stepwise"):
+            names = ", ".join(a for a in group.architectures if a in set(architectures))
+            found.append(
+                f"Prompts came in {chunks} tokens, and so {names} ({kind}) decided once per chunk: another "
+                "algorithm than one prompt at once."
+            )
+    return found
 
 
 def timing_alerts(group: Group) -> list[str]:
