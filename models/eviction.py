@@ -108,9 +108,7 @@ class Evictor(LayerCache):
             self.count(row_lengths(valid, len(out), 1))
             return out
         call = prompt.Call(q_BTHD, k_BTGD, v_BTGD, positions_BT, valid)
-        rows = zip(self.rows["seen"], self.rows["prompt"], call.lengths, strict=True)
-        reads_prompt = any(seen < prompt for seen, prompt, length in rows if length)
-        return (prompt.bulk if self.bulk and reads_prompt else prompt.stepwise)(self, call)
+        return prompt.prompts_in_bulk(self, call) if self.bulk else prompt.stepwise(self, call)
 
     def per_choice(self, probs_BHTn: Tensor) -> Tensor:
         """Mean over the query heads of each choice: (B,P,T,n)."""

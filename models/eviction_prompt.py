@@ -5,6 +5,7 @@
                     p_t = exp(logits_t - max) * alive / sum;  the lowest rating dies
                 and one product with V ends the block. Same numbers as one token at a time, no gathers.
     bulk        every query sees what was held and its own predecessors; then once down to the budget.
+                For prompts only: what follows one whose length was declared runs stepwise.
 
 Nothing is ever larger than (heads x block x keys). Columns are in temporal order, so that among equals the
 first is the oldest. `commit` writes the survivors back, in temporal order, too.
@@ -48,6 +49,11 @@ class Call:
         part = slice(start, stop)
         valid = None if self.valid is None else self.valid.columns(start, stop)
         return Call(self.q[:, part], self.k[:, part], self.v[:, part], self.positions_BT[:, part], valid)
+
+    def of(self, rows: list[int], index: Tensor) -> Call:
+        """The same call for some of its rows."""
+        valid = self.valid and Ragged([self.valid.lengths[row] for row in rows], self.valid.mask_BT[index])
+        return Call(self.q[index], self.k[index], self.v[index], self.positions_BT[index], valid)
 
     @property
     def lengths(self) -> list[int]:
@@ -123,6 +129,33 @@ def _block(cache: Evictor, call: Call) -> Tensor:
     out = (e.to(call.v.dtype).view(B, G, -1, n) @ keys.v_BGnD).view(B, H, T, D).transpose(1, 2)
     cache.count(lengths)
     _commit(cache, keys, barred_BPn == 0)
+    return out
+
+
+def prompts_in_bulk(cache: Evictor, call: Call) -> Tensor:
+    """`bulk` for what belongs to a row's prompt, `stepwise` for what comes after it -> (B,T,H,D).
+
+    Rows whose prompts end at different tokens of the call are worked off apart: none decides for another.
+    """
+    T = call.q.shape[1]
+    rows = zip(cache.rows["seen"], cache.rows["prompt"], call.lengths, strict=True)
+    ends = [T if seen + n <= prompt else max(prompt - seen, 0) for seen, prompt, n in rows]
+    if len(set(ends)) == 1 and ends[0] in (0, T):
+        return (bulk if ends[0] else stepwise)(cache, call)
+    out = torch.empty_like(call.q)
+    for end in sorted(set(ends)):
+        chosen = [row for row, its_end in enumerate(ends) if its_end == end]
+        index = torch.tensor(chosen, device=out.device)
+        part, own = cache.derive(lambda x, index=index: x[index], chosen), call.of(chosen, index)
+        if end:
+            out[index, :end] = bulk(part, own.columns(0, end))
+        if end < T:
+            out[index, end:] = stepwise(part, own.columns(end, T))
+        for name, x in cache.tensors.items():
+            x[index] = part.tensors[name]
+        for name, values in cache.rows.items():
+            for row, value in zip(chosen, part.rows[name], strict=True):
+                values[row] = value
     return out
 
 

@@ -16,6 +16,7 @@ from harness.pretrained import Opened, open_model
 from harness.rows import base_row
 from harness.store import Row
 from suites.suite import Context, Suite
+from suites.tokenizer import ByteTokenizer
 
 TASKS = ("arc_challenge", "arc_easy", "boolq", "hellaswag", "lambada_openai", "piqa", "winogrande")
 PLACES = ("harbour", "mill", "orchard", "café", "library", "station")
@@ -63,6 +64,44 @@ def write_rows(folder: Path, count: int = 6) -> Path:
     return folder
 
 
+ROLLING = """
+task: chronicle
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {data}}}, cache_dir: {cache}}}
+test_split: test
+output_type: loglikelihood_rolling
+doc_to_text: ""
+doc_to_target: "{{{{text}}}}"
+metric_list: [{{metric: word_perplexity}}, {{metric: bits_per_byte}}]
+metadata: {{version: 3.0}}
+"""
+GENERATING = """
+include: chronicle.yaml
+task: quote
+output_type: generate_until
+doc_to_text: "{{text}}"
+doc_to_target: "{{text}}"
+generation_kwargs: {until: ["\\n"], max_gen_toks: 3}
+filter_list:
+  - {name: none, filter: [{function: take_first}]}
+  - {name: strict-match, filter: [{function: regex, regex_pattern: "(z+)"}, {function: take_first}]}
+metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]
+"""
+GROUP = "{group: both, task: [chronicle, quote]}"
+
+
+def write_tasks(tmp_path: Path) -> Path:
+    """A folder of tasks of the user's: rolling, generating, and the group of both."""
+    folder = tmp_path / "tasks"
+    folder.mkdir()
+    lines = [json.dumps({"text": f"Chapter {n} tells of a harbour. " * (n + 1)}) for n in range(3)]
+    (folder / "rows.jsonl").write_text("\n".join(lines))
+    rolling = ROLLING.format(data=folder / "rows.jsonl", cache=tmp_path / "datasets")
+    for name, text in (("chronicle", rolling), ("quote", GENERATING), ("both", GROUP)):
+        (folder / f"{name}.yaml").write_text(text)
+    return folder
+
+
 def write_model(folder: Path, context: int = 512) -> Path:
     """A random Llama of two layers and its tokenizer, which begins texts with <s>, as on the hub."""
     write_checkpoint(
@@ -80,6 +119,11 @@ def opened(folder: Path) -> Opened:
 
 def suite(options: str, of: Opened) -> Suite:
     return suites.load(f"lm_eval:{options}", Context(of.tokenizer, None))
+
+
+def plain(options: str) -> Suite:
+    """The suite on bytes."""
+    return suites.load(f"lm_eval:{options}", Context(ByteTokenizer(), None))
 
 
 def measured(spec: str, asked: Suite, of: Opened, folder: Path, batch: int = 4) -> dict[str, list[Row]]:

@@ -78,6 +78,21 @@ def test_odd_contexts_and_continuations(sides):
     agree(*sides, asked("loglikelihood", *pairs), differ=False)
 
 
+def test_the_likeliest_continuation_is_known_as_such(sides):
+    """What a model says by itself, scored: of pairs that are encoded as they were said."""
+    theirs, ours, tova = sides
+    contexts = [f"Sentence {n} of a" for n in range(40)]
+    one = {"until": [], "max_gen_toks": 1, "do_sample": False}
+    said = ours.generate_until(asked("generate_until", *((text, one) for text in contexts)))
+    pairs = [
+        (context, text)
+        for context, text in zip(contexts, said, strict=True)
+        if text.strip() and len(theirs.tok_encode(context + text)) == len(theirs.tok_encode(context)) + 1
+    ]
+    assert pairs and all(greedy for _, greedy in ours.loglikelihood(asked("loglikelihood", *pairs)))
+    agree(theirs, ours, tova, asked("loglikelihood", *pairs), differ=False)
+
+
 def test_rolling(sides):
     theirs, ours, tova = sides
     texts = ["", "a", "Sentence 7 of a naïve — and long — story.\n" * 9, "漢字" * 40, "x" * 96, "x" * 95]

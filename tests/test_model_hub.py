@@ -36,7 +36,7 @@ def test_what_was_downloaded_is_found_without_network(hub, asked):
     opened = open_model(locate(asked))
     assert (opened.pretrained.name, opened.revision) == ("org/tiny", COMMIT)
     prepared = prepare(Plan("p", ("tova",), ("decode",), Settings(model=asked)))
-    assert prepared.weights["tova"].label.startswith("org/tiny@")
+    assert prepared.weights["tova:budget=256"].label.startswith("org/tiny@")
     assert prepared.plan.settings.model == asked, "the manifest says what was asked for"
     assert prepared.settings.model == str(folder), "a worker is told where it lies"
     assert prepared.opened.card()["revision"] == COMMIT

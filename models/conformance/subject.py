@@ -112,11 +112,12 @@ class Subject:
         return torch.cat(outs, 1)
 
     def alone(self, ids_N: Tensor, cut: list[int], seed: int, logits: str = "all") -> Tensor:
-        """One row, run without neighbours or padding; calls in which it has no token are left out."""
+        """One row, run without neighbours or padding; calls in which it has no token are left out, and the
+        first of the others is its prompt."""
         cut = [n for n in cut if n]
         key = (tuple(ids_N[: sum(cut)].tolist()), tuple(cut), seed, logits)
         if key not in self._alone:
-            cache = self.model().new_cache(1, self.length + 4, seeds=[seed])
+            cache = self.model().new_cache(1, self.length + 4, seeds=[seed], prompts=cut[:1])
             self._alone[key] = self.run(ids_N[None, : sum(cut)], cut, cache, logits)[0]
         return self._alone[key]
 

@@ -8,8 +8,9 @@
 What is fed is what lm-eval's own `hf` model feeds: context and continuation are encoded as one text and
 split behind the context's tokens, spaces at the context's end go to the continuation, an empty context is
 BOS (else the end token), and what does not fit into `max_length` is cut off on the left; `truncated` counts
-that. A tokenizer that begins a text with BOS does so in rolling windows, too, behind the BOS that the first
-window starts from: that BOS is scored, as it is there.
+that. In rolling windows a checkpoint's tokenizer that begins a text with BOS does so behind the BOS that the
+first window starts from, and that second BOS is scored: as there. Our own networks never saw two, and with
+bytes they are shown one (of two the first costs 20 nats, and what follows is predicted worse).
 
 One case is one request: the cache sees it as a parallel forward never would, evictions included.
 """
@@ -24,7 +25,7 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from ..suite import Answer, Case, seed_of
-from ..tokenizer import Tokenizer, start_of
+from ..tokenizer import ByteTokenizer, Tokenizer, start_of
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
@@ -90,10 +91,8 @@ class CacheLM(TemplateLM):
         if context:
             first, rest = self._encode_pair(context, continuation)
         else:
-            rest = self.tok_encode(continuation, add_special_tokens=False)
             first = [self.prefix_token_id]
-            if rest[:1] == first:
-                rest = rest[1:]
+            rest = self.tok_encode(continuation, add_special_tokens=False)
         if not first or not rest:
             raise ValueError(f"Nothing is left to score of {continuation!r} after {context[-40:]!r}.")
         return first, rest
@@ -102,7 +101,8 @@ class CacheLM(TemplateLM):
         """The log-probability of each whole text."""
         cases, owners = [], []
         for number, request in enumerate(requests):
-            ids = self.tok_encode(*request.args)
+            start = False if isinstance(self._tokens, ByteTokenizer) else None
+            ids = self.tok_encode(*request.args, add_special_tokens=start)
             bound = self.max_length or max(len(ids), 1)
             windows = get_rolling_token_windows(ids, self.prefix_token_id, bound, context_len=1)
             for index, (prompt, forced) in enumerate(map(make_disjoint_window, windows)):

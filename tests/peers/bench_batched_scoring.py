@@ -127,7 +127,7 @@ def main() -> None:
     parser.add_argument("--tasks", help="tasks, separated by commas, instead of the usual list")
     parser.add_argument("--shots", type=int, default=0, help="examples before the question, with --tasks")
     parser.add_argument("--specs", default="|".join(SPECS), help="architectures, separated by |")
-    parser.add_argument("--batch", type=int, default=8, help="requests that run together")
+    parser.add_argument("--batch", type=int, default=16, help="requests that run together")
     parser.add_argument("--pairs", type=int, default=10)
     parser.add_argument("--json", type=Path, help="write all samples and the machine card here")
     arguments = parser.parse_args()
