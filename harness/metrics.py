@@ -159,6 +159,8 @@ METRICS: dict[str, Metric] = {
     "perplexity": Metric("ppl", "low", "perplexity", format_number),
     "word_perplexity": Metric("ppl", "low", "word perplexity", format_number),
     "byte_perplexity": Metric("ppl", "low", "byte perplexity", format_number),
+    "bits_per_byte_rolling": Metric("bits/byte", "low", "bits/byte, rolling windows", format_bits),
+    "perplexity_stderr": Metric("ppl", None, "perplexity, standard error", format_number),
     "sample_len": Metric("count", None, "documents", format_count),
     "truncated_requests": Metric("count", None, "requests cut", format_count),
     # language modelling
