@@ -46,15 +46,20 @@ def score(
 ) -> list[Answer]:
     """Score each forced token once; segments of that many tokens go through the cache."""
     tokens_BT, valid_BT = pad([case.forced or () for case in cases], tokenizer.pad, logits_BV.device)
-    T = tokens_BT.shape[1]
-    marks = [_marked(logits_BV[:, None], tokens_BT[:, :1])]
+    T, device = tokens_BT.shape[1], logits_BV.device
+    # One output for all segments: pieces kept between large temporaries would fragment the heap.
+    wide = torch.promote_types(logits_BV.dtype, torch.float32)
+    logprobs_BT = torch.empty(tokens_BT.shape, dtype=wide, device=device)
+    greedy_BT = torch.empty(tokens_BT.shape, dtype=torch.bool, device=device)
+    logprobs_BT[:, :1], greedy_BT[:, :1] = _marked(logits_BV[:, None], tokens_BT[:, :1])
     for start in range(0, T - 1, segment):
         stop = min(start + segment, T - 1)
         # The last token of a row is never fed: its logits would score nothing.
         fed = None if valid_BT is None else valid_BT[:, start + 1 : stop + 1]
         logits_BTV = model.extend(tokens_BT[:, start:stop], fed, cache, logits="all")
-        marks.append(_marked(logits_BTV, tokens_BT[:, start + 1 : stop + 1]))
-    return _answers(cases, *(torch.cat(column, 1) for column in zip(*marks, strict=True)))
+        part = slice(start + 1, stop + 1)
+        logprobs_BT[:, part], greedy_BT[:, part] = _marked(logits_BTV, tokens_BT[:, part])
+    return _answers(cases, logprobs_BT, greedy_BT)
 
 
 def decode_forced(

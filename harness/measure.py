@@ -64,12 +64,12 @@ class Measurement:
         answers: dict[int, Answer] = {}
         for chosen in self._batches(cases):
             batch = self._batch([cases[index] for index in chosen])
-            answers |= dict(zip(chosen, batch.answers, strict=True))
+            answers |= dict(zip(chosen, batch.answers, strict=self.suite.driven))
             self.bases.append(batch.base)
             self.rows += batch.rows
             self.evicted += batch.evicted
             self.retained += batch.retained
-        return [answers[index] for index in range(len(cases))]
+        return [answers[index] for index in sorted(answers)]
 
     def _batches(self, cases: Sequence[Case]) -> list[list[int]]:
         """At most `settings.batch` requests each (latency suites: all at once), the longest first.
@@ -105,7 +105,8 @@ class Measurement:
             message=self._message(cases),
         )
         first = self.repeat in (None, 0)
-        done = Batch(base, answers, readings.evicted)
+        # Only a library that drives asks for answers again: those of whole books are tens of bytes a token.
+        done = Batch(base, answers if self.suite.driven else [], readings.evicted)
         if first and not self.rows:
             done.rows += model_rows(base, self.model, self.load_s)
         done.rows += cost_rows(base, self.model, readings, self.repeat)

@@ -159,6 +159,7 @@ def predicted_bytes(prepared: Prepared, job: Job) -> tuple[int, int] | None:
 
     from models.shapes import shape_from
 
+    from .execute import requests
     from .loading import torch_dtype
 
     settings = prepared.plan.settings
@@ -170,7 +171,9 @@ def predicted_bytes(prepared: Prepared, job: Job) -> tuple[int, int] | None:
     largest = 0
     for cell in job.groups[-1]:  # groups ascend in size
         cases = list(suite.cases(cell.axes))
-        batch = len(cases) if suite.interleaved else min(len(cases), settings.batch)
+        batch = len(cases)
+        if not suite.interleaved:
+            batch = min(max(requests(cases)) + 1, settings.batch, suite.most_together or settings.batch)
         found = prepared.weights[cell.architecture]
         with torch.device("meta"):
             model = models.build(cell.architecture, shape_from(found.shape), dtype)

@@ -190,7 +190,7 @@ class _Listener:
     def _timed_out(self) -> str | None:
         self.process.kill()
         limit = self.supervisor.settings.timeout_s
-        return self._blame("timeout", f"no result within {limit:g} s")
+        return self._blame("timeout", f"no result within {limit:g} s (--timeout-s)")
 
     def _died(self, code: int, words: list[str]) -> str | None:
         if code < 0:

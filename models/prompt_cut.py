@@ -14,7 +14,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .attention import QUERY_BLOCK, Heads, attention, attention_with_probs, never_empty, sliding_window
+from .attention import (
+    QUERY_BLOCK,
+    Heads,
+    attention,
+    attention_with_probs,
+    causal_tail,
+    never_empty,
+    sliding_window,
+)
 from .cache import LayerCache, Ragged, Request, TensorSpec, row_lengths
 from .eviction_prompt import best, probs_block
 
@@ -216,8 +224,10 @@ class PromptCutCache(LayerCache):
             self.rows["held"][row] = h + length
         used = max(self.rows["held"][row] for row in rows)
         k, v, pos = (self.tensors[name][:, :, :used] for name in ("k", "v", "pos"))
-        if in_step and T == 1 and self.heads.window is None:
-            return attention(q_BTHD, k, v, self.heads.scale)
+        if in_step and self.heads.window is None:
+            # All slots are filled: every query sees what was held, and its own predecessors.
+            scale = self.heads.scale
+            return attention(q_BTHD, k, v, scale) if T == 1 else causal_tail(q_BTHD, k, v, scale)
         if len(rows) < self.batch:
             r = torch.tensor(rows, device=k.device)
             k, v, pos = k[r], v[r], pos[r]
