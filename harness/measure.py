@@ -59,8 +59,9 @@ class Measurement:
         return [] if self.repeat == -1 else with_evictions(self.rows, self.evicted)
 
     def run(self, cases: Sequence[Case]) -> list[Answer]:
-        """Execute cases in batches. A suite that drives gets its answers, in the order of the cases; of others
-        they are not kept beyond their rows, and the list is empty."""
+        """Execute cases in batches. A suite that drives gets its answers, in the order of the cases; those of
+        others are not kept beyond their rows, and the list is empty.
+        """
         self.prompt_mode = prompt_mode(self.model, self.settings, max(len(case.prompt) for case in cases))
         answers: dict[int, Answer] = {}
         for chosen in self._batches(cases):
