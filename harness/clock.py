@@ -32,6 +32,7 @@ from __future__ import annotations
 
 import gc
 import itertools
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -96,6 +97,24 @@ class Window:
     wall_s: float | None = None
     cpu_s: float | None = None
     foreign_cpu_share: float | None = None
+
+    def __add__(self, other: Window) -> Window:
+        """Two windows that have closed as one; load by others counts by their lengths."""
+
+        def total(*values: float | None) -> float | None:
+            return None if None in values else sum(values)
+
+        wall_s = total(self.wall_s, other.wall_s)
+        shares = (self.foreign_cpu_share, other.foreign_cpu_share)
+        loads = [
+            None if None in pair else math.prod(pair)
+            for pair in zip(shares, (self.wall_s, other.wall_s), strict=True)
+        ]
+        load_s = total(*loads)
+        return Window(
+            total(self.device_s, other.device_s), wall_s, total(self.cpu_s, other.cpu_s),
+            load_s / wall_s if load_s is not None and wall_s else None,
+        )  # fmt: skip
 
 
 class Stopwatch:

@@ -29,6 +29,10 @@ from .retained import Retained, retained
 
 #: Tokens per `extend` when a continuation is scored: bounds the logits to (batch x this x vocabulary).
 SCORE_SEGMENT = 512
+#: Continuations that are scored together, or as many as there are requests where these are more: bounds
+#: the copies of a prompt's cache.
+SCORE_ROWS = 16
+_MODES = {"decode": "cache-step", "generate": "cache-generate"}
 
 
 @dataclass
@@ -111,19 +115,23 @@ def execute(
         chosen_of = _kinds(cases)
         for number, (kind, chosen) in enumerate(chosen_of.items()):
             on_phase(kind)
-            rows, mine = [owner[index] for index in chosen], [cases[index] for index in chosen]
-            # The last part may use the cache itself; whoever comes before it must leave it as it is.
-            alone = number == len(chosen_of) - 1 and rows == list(range(cache.batch))
-            own, last_BV = (cache, logits_BV) if alone else (cache.select(rows), logits_BV[rows])
-            found, part = _go_on(kind, model, mine, last_BV, own, tokenizer, watch, peak, prefill_chunk)
+            segment = score_segment(model.block_tokens, prefill_chunk)
+            part = Part(kind, f"cache-extend, segments of {segment}" if kind == "score" else _MODES[kind])
             readings.parts.append(part)
-            gone, told = own.evicted(), own.statistics()
-            for row, index in enumerate(chosen):
-                answers[index], evicted[index] = found[row], gone[row]
-                statistics[index] = {name: values[row] for name, values in told.items()}
-                held[index] += held_spans(kind, own, row, cases[index].watched)
-            if any(gone):  # a layer's own sliding window takes tokens, too, and evicts none
-                readings.retained += retained(own.kept_positions(), own.seen)
+            most = max(SCORE_ROWS, len(prompts)) if kind == "score" else len(chosen)
+            for group in _groups(cases, chosen, most):
+                rows, mine = [owner[index] for index in group], [cases[index] for index in group]
+                # The last part may use the cache itself; whoever comes before it must leave it as it is.
+                alone = number == len(chosen_of) - 1 and rows == list(range(cache.batch))
+                own, last_BV = (cache, logits_BV) if alone else (cache.select(rows), logits_BV[rows])
+                found = _go_on(part, model, mine, last_BV, own, tokenizer, watch, peak, segment)
+                gone, told = own.evicted(), own.statistics()
+                for row, index in enumerate(group):
+                    answers[index], evicted[index] = found[row], gone[row]
+                    statistics[index] = {name: values[row] for name, values in told.items()}
+                    held[index] += held_spans(kind, own, row, cases[index].watched)
+                if any(gone):  # a layer's own sliding window takes tokens, too, and evicts none
+                    readings.retained += retained(own.kept_positions(), own.seen)
     modes = {part.phase: part.scoring_mode for part in readings.parts}
     readings.modes = [modes[kind_of(case)] for case in cases]
     readings.new_tokens = [len(answer.tokens) for answer in answers]
@@ -165,8 +173,20 @@ def _per_case(cases: Sequence[Case]) -> list[Any]:
     return [None] * len(cases)
 
 
+def _groups(cases: Sequence[Case], chosen: list[int], most: int) -> list[list[int]]:
+    """Forced cases in groups of at most `most`, of like length where there are several.
+
+    The choices of a batch of questions differ in length: all at once, most of what is multiplied would be
+    padding. And every one holds a copy of its prompt's cache.
+    """
+    if len(chosen) <= most:
+        return [chosen]
+    order = sorted(chosen, key=lambda index: -len(cases[index].forced or ()))
+    return [order[start : start + most] for start in range(0, len(order), most)]
+
+
 def _go_on(
-    kind: str,
+    part: Part,
     model: Architecture,
     cases: Sequence[Case],
     logits_BV: Tensor,
@@ -174,29 +194,28 @@ def _go_on(
     tokenizer: Tokenizer,
     watch: Stopwatch,
     peak: PeakMemory,
-    prefill_chunk: int | None,
-) -> tuple[list[Answer], Part]:
-    """One part of a batch, from the first logits to its answers."""
-    segment = score_segment(model.block_tokens, prefill_chunk)
-    modes = {
-        "score": f"cache-extend, segments of {segment}",
-        "decode": "cache-step",
-        "generate": "cache-generate",
-    }
-    part = Part(kind, modes[kind])
+    segment: int,
+) -> list[Answer]:
+    """Some cases of a part, from the first logits to their answers; what it cost is added to the part."""
     peak.reset()
-    with watch.window() as part.window:
-        if kind == "decode":
+    with watch.window() as window:
+        if part.phase == "decode":
             logits, part.step_s = decode_forced(model, cases, logits_BV, cache, watch)
-        elif kind == "score":
+        elif part.phase == "score":
             answers = score(model, cases, logits_BV, cache, tokenizer, segment)
         else:
             answers = generate(model, cases, logits_BV, cache, tokenizer)
-    part.peak_bytes, part.peak_reserved_bytes = peak.read(), peak.read_reserved()
-    if kind == "decode":
+    part.window = window if part.num_tokens == 0 else part.window + window
+    part.peak_bytes = _most(part.peak_bytes, peak.read())
+    part.peak_reserved_bytes = _most(part.peak_reserved_bytes, peak.read_reserved())
+    if part.phase == "decode":
         answers = score_steps(cases, logits)
-    part.num_tokens = sum(len(answer.tokens) for answer in answers)
-    return answers, part
+    part.num_tokens += sum(len(answer.tokens) for answer in answers)
+    return answers
+
+
+def _most(*found: int | None) -> int | None:
+    return max((number for number in found if number is not None), default=None)
 
 
 def score_segment(block: int, chunk: int | None) -> int:

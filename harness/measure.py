@@ -83,7 +83,11 @@ class Measurement:
         members: dict[int, list[int]] = {}
         for index, request in enumerate(requests(cases)):
             members.setdefault(request, []).append(index)
-        groups = sorted(members.values(), key=lambda group: -max(cases[i].num_tokens for i in group))
+        # By the prompt first: continuations are put together anew by their own lengths.
+        groups = sorted(
+            members.values(),
+            key=lambda group: (-len(cases[group[0]].prompt), -max(cases[i].num_tokens for i in group)),
+        )
         size = min(self.settings.batch, self.suite.most_together or self.settings.batch)
         return [
             [index for group in groups[start : start + size] for index in group]

@@ -52,6 +52,9 @@ class FullCache(LayerCache):
         window = self.heads.window or held
         if self.uniform(valid) and window >= held:
             return attention(q_BTHD, k, v, scale) if T == 1 else causal_tail(q_BTHD, k, v, scale)
+        if held == T and window >= held and self.rows["seen"] == row_lengths(valid, *q_BTHD.shape[:2]):
+            # Fresh rows of unequal length: padding stands last, so no query of a row ever sees it.
+            return attention(q_BTHD, k, v, scale, causal=True)
         slots = torch.arange(held, device=q_BTHD.device)
         outs = []
         for start in range(0, T, QUERY_BLOCK):
