@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -32,6 +32,7 @@ SCORE_SEGMENT = 512
 #: Continuations that are scored together, or as many as there are requests where these are more: bounds
 #: the copies of a prompt's cache.
 SCORE_ROWS = 16
+T = TypeVar("T")
 _MODES = {"decode": "cache-step", "generate": "cache-generate"}
 
 
@@ -132,6 +133,7 @@ def execute(
                     held[index] += held_spans(kind, own, row, cases[index].watched)
                 if any(gone):  # a layer's own sliding window takes tokens, too, and evicts none
                     readings.retained += retained(own.kept_positions(), own.seen)
+                del own  # before the next copy is made
     modes = {part.phase: part.scoring_mode for part in readings.parts}
     readings.modes = [modes[kind_of(case)] for case in cases]
     readings.new_tokens = [len(answer.tokens) for answer in answers]
@@ -173,7 +175,7 @@ def _per_case(cases: Sequence[Case]) -> list[Any]:
     return [None] * len(cases)
 
 
-def _groups(cases: Sequence[Case], chosen: list[int], most: int) -> list[list[int]]:
+def _groups(cases: Sequence[Case], chosen: list[int], most: int) -> list[Sequence[int]]:
     """Forced cases in groups of at most `most`, of like length where there are several.
 
     The choices of a batch of questions differ in length: all at once, most of what is multiplied would be
@@ -181,8 +183,14 @@ def _groups(cases: Sequence[Case], chosen: list[int], most: int) -> list[list[in
     """
     if len(chosen) <= most:
         return [chosen]
-    order = sorted(chosen, key=lambda index: -len(cases[index].forced or ()))
-    return [order[start : start + most] for start in range(0, len(order), most)]
+    return even_parts(sorted(chosen, key=lambda index: -len(cases[index].forced or ())), most)
+
+
+def even_parts(items: Sequence[T], most: int) -> list[Sequence[T]]:
+    """Consecutive parts of at most `most` items, as few as can be, their sizes at most one apart."""
+    size, longer = divmod(len(items), parts := -(-len(items) // most))
+    starts = [part * size + min(part, longer) for part in range(parts + 1)]
+    return [items[start:stop] for start, stop in zip(starts, starts[1:], strict=False)]
 
 
 def _go_on(

@@ -13,7 +13,7 @@ from typing import Any
 
 from suites.suite import Answer, Case, Suite
 
-from .execute import execute, requests
+from .execute import even_parts, execute, requests
 from .journal import Batch, Journal
 from .plan import Cell, Settings
 from .pretrained import beyond, most_fed, within_window
@@ -88,11 +88,8 @@ class Measurement:
             members.values(),
             key=lambda group: (-len(cases[group[0]].prompt), -max(cases[i].num_tokens for i in group)),
         )
-        size = min(self.settings.batch, self.suite.most_together or self.settings.batch)
-        return [
-            [index for group in groups[start : start + size] for index in group]
-            for start in range(0, len(groups), size)
-        ]
+        most = min(self.settings.batch, self.suite.most_together or self.settings.batch)
+        return [[index for group in part for index in group] for part in even_parts(groups, most)]
 
     def _batch(self, cases: Sequence[Case]) -> Batch:
         """Execute one batch, or find it in the journal of an earlier session."""
