@@ -75,7 +75,8 @@ class Prepared:
 
     def suite(self, spec: str) -> suites.Suite:
         """A suite on this plan's text and tokens."""
-        return suites.load(spec, Context(self.tokenizer, self.text, self.plan.settings.seed))
+        length = self.opened and self.opened.pretrained.context_length
+        return suites.load(spec, Context(self.tokenizer, self.text, self.plan.settings.seed, length))
 
     @property
     def name(self) -> str:

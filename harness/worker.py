@@ -81,7 +81,8 @@ class Worker:
             if (now := opened.fingerprints()) != self.job["checkpoint"]:
                 raise ValueError(_changed("checkpoint", self.job["checkpoint"], now))
             self.pretrained, tokenizer = opened.pretrained, opened.tokenizer
-        self.context = Context(tokenizer, text, self.settings.seed)
+        length = self.pretrained and self.pretrained.context_length
+        self.context = Context(tokenizer, text, self.settings.seed, length)
         self.load_suites()
         if self.settings.memory_limit_bytes is not None:
             self.limit_memory(self.settings.memory_limit_bytes)
@@ -193,7 +194,7 @@ class Worker:
             base=self.base,
             on_phase=lambda phase: self.enter(phase, cell),
             load_s=self.load_s.pop(cell.architecture, None) if repeat in (None, 0) else None,
-            context_length=self.pretrained and self.pretrained.context_length,
+            context_length=self.context.context_length,
             journal=self.journal(cell) if repeat is None else None,
         ).measure()  # fmt: skip
 

@@ -80,11 +80,15 @@ class Answer:
 
 @dataclass(frozen=True)
 class Context:
-    """What the harness hands a suite: how to tokenize, which text to read, which seed."""
+    """What the harness hands a suite: how to tokenize, which text to read, which seed.
+
+    `context_length`: tokens that the checkpoint was trained for; None where nobody says.
+    """
 
     tokenizer: Tokenizer
     text: Text | None
     seed: int = 0
+    context_length: int | None = None
 
 
 class Suite:

@@ -108,3 +108,17 @@ def test_a_killed_task_goes_on_and_budgets_share_nothing(bench, tmp_path):
         assert len(one) in (1, 2 * QUESTIONS) and one.equals(other), metric
     evicted = [t[t.metric == "evicted_tokens"].value.sum() for t in (mine, others)]
     assert evicted[0] > evicted[1] > 0, "the budgets did different things"
+
+
+def test_the_checkpoints_context_bounds_requests(tmp_path, monkeypatch):
+    """Where no max_length is given: in the worker, which cuts, and in the manifest, which says so."""
+    monkeypatch.setenv("KVMARK_CACHE", str(write_rows(tmp_path / "cache", 2)))
+    model, bench = write_model(tmp_path / "model", context=40), Bench(tmp_path)
+    model = ["--model", str(model), "--suite", "lm_eval:tasks=piqa,local=true"]
+    done = bench.run("run", "--arch", "window:budget=16", *model, "--out", "cut")
+    assert (done.code, done.broke) == (0, None), done.err
+    table = rows(bench.cwd / "cut")
+    assert table[table.metric == "truncated_requests"].value.item() > 0
+    assert table[table.metric == "seen_tokens"].value.max() <= 40
+    assert not table.message.astype(str).str.contains("beyond").any()
+    assert "40; longer requests are cut" in (bench.cwd / "cut" / "run.json").read_text()

@@ -102,7 +102,7 @@ class Workload(Suite):
 
     @property
     def max_length(self) -> int | None:
-        return self.options.max_length or getattr(self.context, "context_length", None)
+        return self.options.max_length or self.context.context_length
 
     def source(self) -> str:
         return self._source
