@@ -134,7 +134,7 @@ class TestHonesty:
     def test_weights_note_stands_with_their_numbers(self, page):
         text = page.read_text(encoding="utf-8")
         for heading in ("Verdict", "Needles by length and depth", "Quality against cache bytes"):
-            assert "hand-set induction-head" in text.split(f"<h2>{heading}</h2>")[1].split("</section>")[0]
+            assert "hand-set induction" in text.split(f"<h2>{heading}</h2>")[1].split("</section>")[0]
 
     def test_unknown_metrics_show_up(self, tmp_path):
         text = small_page(tmp_path, toy=True, architectures=("transformer", "toy_cache:size=3"))

@@ -10,7 +10,7 @@ from ..metrics import METRICS, NOTHING, metric
 from .groups import Group, axis_text, context_name, not_exercised
 from .html import Entry, Table, table_of
 from .language import MORE_COUNTS, Source, language, language_sources
-from .remarks import weight_notes
+from .remarks import weights_told
 from .scored import of_tasks
 from .section import Section
 from .statistics import LANGUAGE_COUNTS
@@ -32,7 +32,7 @@ def numbers_section(group: Group) -> Section:
     tables = [_plain(unknown)] if len(unknown) else []
     lead = "Medians over everything but architecture and context; small print gives the range."
     scored = set(rows["metric"]) & {"accuracy_strict", "bits_per_byte"} or language_sources(group)
-    notes = _unknown_values(group) + _histograms(group) + (weight_notes(group) if scored else [])
+    notes = _unknown_values(group) + _histograms(group) + (weights_told(group) if scored else [])
     return Section("All numbers", lead, tables=tables, folded=folded, notes=notes)
 
 

@@ -21,7 +21,7 @@ from .language import (
     transformer_of,
 )
 from .lines import by_position as position_chart
-from .remarks import weight_notes
+from .remarks import weights_told
 from .section import Section
 from .statistics import FEW_CASES, language_totals
 
@@ -42,7 +42,7 @@ def book_section(group: Group, prefix: str) -> list[Section]:
     for number, source in enumerate(sources):
         found.charts += _curve(f"{prefix}-{number}", group, source)
     notes = [note for source in sources for note in _few(group, source)]
-    found.notes = list(dict.fromkeys(notes)) + weight_notes(group)
+    found.notes = list(dict.fromkeys(notes)) + weights_told(group)
     return [found]
 
 

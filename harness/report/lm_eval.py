@@ -6,7 +6,7 @@ from ..metrics import METRICS, format_number, format_share
 from .grid import Key, grid, lay_out, notes
 from .groups import Group
 from .html import Entry, Table
-from .remarks import weight_notes
+from .remarks import weights_told
 from .scored import LM_EVAL, of_lm_eval
 from .section import Section
 
@@ -36,7 +36,7 @@ def lm_eval_sections(group: Group) -> list[Section]:
             "lm-eval" + (f": {suite}" if len(suites) > 1 else ""),
             LEAD,
             tables=[lm_eval_table(group, suite)],
-            notes=weight_notes(group),
+            notes=weights_told(group),
         )
         for suite in suites
     ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .groups import Group, needle_suites
 from .heatmap import suite_heatmaps
-from .remarks import weight_notes
+from .remarks import weights_told
 from .scored import SEVERAL, suites_with
 from .section import Section
 
@@ -24,5 +24,5 @@ def needle_sections(group: Group, prefix: str) -> list[Section]:
             "not exercised: nothing had to be evicted."
         )
         charts = suite_heatmaps(f"{prefix}-{number}", group, suite)
-        found.append(Section(title, lead, charts=charts, notes=weight_notes(group), maps=True))
+        found.append(Section(title, lead, charts=charts, notes=weights_told(group), maps=True))
     return found

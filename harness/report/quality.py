@@ -10,7 +10,7 @@ from .canvas import Chart
 from .groups import Group, context_name, cost_rows, needle, needle_suites, not_exercised
 from .language import language, language_sources
 from .lines import against_bytes
-from .remarks import weight_notes
+from .remarks import weights_told
 from .section import Section
 from .statistics import wilson
 
@@ -38,7 +38,7 @@ def quality_section(group: Group, prefix: str) -> Section:
     if not charts:
         lead = "No quality score with known cache bytes in this run."
     return Section(
-        "Quality against cache bytes", lead, charts=charts, notes=weight_notes(group) if charts else []
+        "Quality against cache bytes", lead, charts=charts, notes=weights_told(group) if charts else []
     )
 
 

@@ -35,6 +35,14 @@ def weight_notes(group: Group) -> list[str]:
     return [f"Weights ({', '.join(names)}): {note}" for note, names in noted.items()]
 
 
+def weights_told(group: Group) -> list[str]:
+    """The same in one line, for the parts below the verdict, under which it stands in full."""
+    if not weight_notes(group):
+        return []
+    began = hand_set(group, group.rows["architecture"].unique())
+    return [f"{began[0].upper()}{began[1:]}: see the verdict." if began else "Weights: see the verdict."]
+
+
 def hand_set(group: Group, architectures: Iterable[str]) -> str:
     """One short line for a figure of these architectures, empty unless the cards of their weights say so."""
     if group.axis != "quality":

@@ -21,7 +21,7 @@ from .grid import Grid, Key, grid, lay_out, notes
 from .groups import Group
 from .html import Entry, Table
 from .language import transformer_of
-from .remarks import weight_notes
+from .remarks import weights_told
 from .scored import GOLD, SCROLLS, suites_with
 from .section import Section
 from .statistics import bootstrap, wilson
@@ -50,7 +50,7 @@ def scrolls_sections(group: Group) -> list[Section]:
             "Long documents: SCROLLS" + (f": {suite}" if len(suites) > 1 else ""),
             LEAD,
             tables=scrolls_tables(group, suite),
-            notes=weight_notes(group),
+            notes=weights_told(group),
         )
         for suite in suites
     ]

@@ -12,7 +12,7 @@ from ..metrics import format_number, format_share
 from .grid import Grid, Key, grid, lay_out, notes
 from .groups import CONTEXT_AXES, Group
 from .html import Entry, Table
-from .remarks import weight_notes
+from .remarks import weights_told
 from .scored import RECALL, RULER, SEVERAL, suites_with
 from .section import Section
 from .statistics import bootstrap, wilson
@@ -34,7 +34,7 @@ def task_sections(group: Group) -> list[Section]:
     for title, names, tables in kinds:
         if suites := suites_with(group.ok, [*names][:1]):
             found = [table for suite in suites for table in tables(group, suite, names)]
-            sections.append(Section(title, LEAD, tables=found, notes=weight_notes(group)))
+            sections.append(Section(title, LEAD, tables=found, notes=weights_told(group)))
     return sections
 
 
