@@ -120,10 +120,12 @@ def execute(
             part = Part(kind, f"cache-extend, segments of {segment}" if kind == "score" else _MODES[kind])
             readings.parts.append(part)
             most = max(SCORE_ROWS, len(prompts)) if kind == "score" else len(chosen)
-            for group in _groups(cases, chosen, most):
+            groups = _groups(cases, chosen, most)
+            for turn, group in enumerate(groups):
                 rows, mine = [owner[index] for index in group], [cases[index] for index in group]
-                # The last part may use the cache itself; whoever comes before it must leave it as it is.
-                alone = number == len(chosen_of) - 1 and rows == list(range(cache.batch))
+                # The very last may use the cache itself; whoever comes before it must leave it as it is.
+                last = (number, turn) == (len(chosen_of) - 1, len(groups) - 1)
+                alone = last and rows == list(range(cache.batch))
                 own, last_BV = (cache, logits_BV) if alone else (cache.select(rows), logits_BV[rows])
                 found = _go_on(part, model, mine, last_BV, own, tokenizer, watch, peak, segment)
                 gone, told = own.evicted(), own.statistics()

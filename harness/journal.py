@@ -1,8 +1,9 @@
-"""Finished batches of a cell that is not finished: one JSON line each, so that a killed cell goes on.
+"""Finished batches of a cell that is not finished: a line of JSON each, so that a killed cell goes on.
 
 A cell's file lies in `unfinished/` of the run folder and is named by the cell's key, which holds everything
 that determines its numbers: model, weights, policy and budget, dtype, text, settings, sources. Another
-budget has another key, and so never finds these answers. A line that was cut off is as good as none.
+budget has another key, and so never finds these answers. Each line begins with the hash of its JSON: one
+that was cut off, or is not as it was written, is as good as none, and its batch is measured again.
 """
 
 from __future__ import annotations
@@ -43,11 +44,10 @@ class Journal:
         except FileNotFoundError:
             return
         for line in lines:
-            try:
-                record = json.loads(line)
+            stated, _, text = line.partition(b" ")
+            if stated == _sha256(text):
+                record = json.loads(text)
                 self.batches[record["asked"]] = _batch(record)
-            except (ValueError, KeyError, TypeError):
-                continue  # cut off by whatever ended the process: measured again
 
     def get(self, cases: Sequence[Case]) -> Batch | None:
         return self.batches.get(_asked(cases))
@@ -55,10 +55,11 @@ class Journal:
     def put(self, cases: Sequence[Case], batch: Batch) -> None:
         """Raises OSError."""
         record = {"asked": _asked(cases)} | dataclasses.asdict(batch)
+        text = json.dumps(record).encode()
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("ab") as file:
             # A line that was cut off before must not swallow this one.
-            file.write(b"\n" + json.dumps(record).encode("utf-8") + b"\n")
+            file.write(b"\n" + _sha256(text) + b" " + text + b"\n")
             file.flush()
             os.fsync(file.fileno())
 
@@ -70,7 +71,11 @@ class Journal:
 def _asked(cases: Sequence[Case]) -> str:
     """A hash over all that a batch of cases asks."""
     parts = [(c.id, c.prompt, c.forced, c.max_new_tokens, c.stop, c.seed) for c in cases]
-    return hashlib.sha256(json.dumps(parts).encode("utf-8")).hexdigest()
+    return _sha256(json.dumps(parts).encode()).decode()
+
+
+def _sha256(content: bytes) -> bytes:
+    return hashlib.sha256(content).hexdigest().encode()
 
 
 def _batch(record: dict) -> Batch:

@@ -163,9 +163,20 @@ def test_the_earliest_of_several_stop_strings_counts(model):
     """Both are complete with the same token; the longer one begins earlier."""
     net = model("transformer")
     text = execute(net, asking([13], [12]), TOKENIZER, "cpu")[0][0].text
-    late, early = text[2], text[1:3]
+    new = next(at for at in range(1, 12) if text[at] not in text[:at])
+    late, early = text[new], text[new - 1 : new + 1]
     answer = execute(net, asking([13], [12], (late, early)), TOKENIZER, "cpu")[0][0]
-    assert answer.text == text[: min(text.index(late), text.index(early))]
+    assert answer.text == text[: new - 1] != text[: text.index(late)]
+
+
+def test_a_continuation_is_greedy_if_every_token_of_it_is_the_likeliest(model):
+    net, (asked,) = model("transformer"), asking([13], [4])
+    likeliest = tuple(greedy(net, asked, 4))
+    for step in (False, True):
+        for wrong in (None, 0, 3):
+            forced = tuple(t ^ (at == wrong) for at, t in enumerate(likeliest))
+            case = dataclasses.replace(asked, forced=forced, step_forced=step, max_new_tokens=0)
+            assert execute(net, [case], TOKENIZER, "cpu")[0][0].greedy is (wrong is None)
 
 
 def test_the_end_token_ends_generation(model):

@@ -76,3 +76,19 @@ def test_windows_add_up_and_what_one_does_not_know_stays_unknown():
     assert both == Window(4.0, 8.0, 5.5, pytest.approx((0.5 * 2 + 0.1 * 6) / 8))
     unknown = Window(1.0, 2.0, 1.5, None) + Window(3.0, 6.0, None, 0.1)
     assert unknown == Window(4.0, 8.0, None, None)
+
+
+@tight
+def test_a_group_that_holds_every_request_once_leaves_the_prompts_cache_to_the_next(network, spec):
+    """Yes-or-no questions, as many as a group holds: the longer answers are one group, in the requests' order."""
+    net = network(spec, "conv", torch.float64, vocab=TOKENIZER.vocab_size)
+    cases = [
+        Case(f"q{q}c{c}", draw(q, 9 + q % 3), forced=draw(50 + 2 * q + c, 2 + 5 * c), seed=q)
+        for q in range(12)
+        for c in range(2)
+    ]
+    answers, readings = execute(net, cases, TOKENIZER, "cpu")
+    alone = [execute(net, [case], TOKENIZER, "cpu") for case in cases]
+    for answer, (single, _) in zip(answers, alone, strict=True):
+        assert answer.logprobs == pytest.approx(single[0].logprobs, abs=1e-9)
+    assert readings.evicted == [own.evicted[0] for _, own in alone]

@@ -95,6 +95,16 @@ def test_a_line_that_was_cut_off_is_measured_again(run, cut, left):
     assert run()[1] == 0
 
 
+@pytest.mark.parametrize("written", [b"[1]", b"null", b"[" * 100_000, b"\xff\xfe\0", b'{"asked": 3}'])
+def test_what_we_did_not_write_is_nothing(run, written):
+    run(dies=2)
+    file = run.folder / "a.jsonl"
+    first, second = filter(None, file.read_bytes().split(b"\n"))
+    file.write_bytes(b"\n".join((written, first, second.replace(b"answers", b"replies"))))
+    assert run()[1] == 3
+    assert run()[1] == 0
+
+
 def test_other_questions_are_other_batches(run, monkeypatch):
     """The same cell name with cases that changed (which a key would not allow) is not taken for it."""
     run()

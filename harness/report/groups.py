@@ -12,6 +12,7 @@ and cold. Bytes are exact wherever they are counted.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -167,6 +168,15 @@ def costs(group: Group, metric: str) -> dict[tuple[str, float, float], Spread]:
 def needle_suites(group: Group) -> list[str]:
     """Spec strings of the suites that score needles, in plan order; their trials are never pooled."""
     return list(dict.fromkeys(group.ok.loc[group.ok["metric"] == "accuracy_strict", "suite"]))
+
+
+def told_apart(suites: Sequence[str]) -> dict[str, str]:
+    """What each spec says that not all say, to stand in a short title: empty for one that says no more."""
+    options = {suite: [o for o in suite.partition(":")[2].split(",") if o] for suite in suites}
+    return {
+        suite: ", ".join(o for o in own if not all(o in others for others in options.values()))
+        for suite, own in options.items()
+    }
 
 
 def needle(group: Group, suite: str) -> pd.DataFrame:

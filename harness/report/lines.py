@@ -208,7 +208,7 @@ def _round_numbers(low: float, high: float, base: int) -> list[float]:
     for factors in steps:
         found = [power * factor for power in powers for factor in factors if low <= power * factor <= high]
         if len(found) >= 3:
-            return found[:: -(-len(found) // 9)]
+            return found[:: -(-len(found) // 7)]
     return [tick for tick in MaxNLocator(4).tick_values(low, high) if low <= tick <= high]
 
 

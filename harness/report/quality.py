@@ -7,7 +7,7 @@ import math
 import pandas as pd
 
 from .canvas import Chart
-from .groups import Group, context_name, cost_rows, needle, needle_suites, not_exercised
+from .groups import Group, context_name, cost_rows, needle, needle_suites, not_exercised, told_apart
 from .language import language, language_sources
 from .lines import against_bytes
 from .remarks import weights_told
@@ -18,7 +18,7 @@ from .statistics import wilson
 def quality_section(group: Group, prefix: str) -> Section:
     """A chart for each suite that scored answers and whose cache bytes are known."""
     charts = []
-    for number, suite in enumerate(needle_suites(group)):
+    for number, (suite, own) in enumerate(told_apart(needle_suites(group)).items()):
         frame = (
             needle(group, suite).groupby(["architecture", "context"])[["strict_hits", "strict_trials"]].sum()
         )
@@ -27,8 +27,9 @@ def quality_section(group: Group, prefix: str) -> Section:
         ends = [wilson(h, n) for h, n in zip(frame["strict_hits"], frame["strict_trials"], strict=True)]
         frame["low"], frame["high"] = [low for low, _ in ends], [high for _, high in ends]
         charts += _against_bytes(
-            f"{prefix}-needle-{number}", "Needle, strict", "accuracy_strict", frame, group, suite
-        )
+            f"{prefix}-needle-{number}", f"Needle, strict{own and ', '}{own}", "accuracy_strict", frame, group,
+            suite,
+        )  # fmt: skip
     for number, source in enumerate(language_sources(group)):
         frame = language(group, source).rename(columns={"bits_per_byte": "value"})
         frame = frame.assign(low=math.nan, high=math.nan).dropna(subset=["value"])
