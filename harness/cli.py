@@ -59,7 +59,7 @@ Pickle = Annotated[
     bool | None, typer.Option("--allow-pickle", help="Read weights from pickles (*.bin), which can run code.")
 ]
 Contexts = Annotated[str | None, typer.Option(help="Contexts of the decode suite, e.g. 1024,4096.")]
-Batch = Annotated[str | None, typer.Option(help="Batch sizes of the decode suite, e.g. 1,4.")]
+Batch = Annotated[str | None, typer.Option(help="Requests that run together; for decode also several: 1,4.")]
 Repeats = Annotated[int | None, typer.Option(help="Timed executions per process, after one warm-up.")]
 Replicates = Annotated[int | None, typer.Option(help="Processes per latency job.")]
 Dtype = Annotated[str | None, typer.Option(help="fp32 or bf16.")]
@@ -144,10 +144,11 @@ def plan(
     """Print the jobs of a plan with their predicted memory; nothing is run."""
     options = dict(locals())
     with sentences():
+        from .asked import plan_of
         from .runner import predicted_bytes, prepare
         from .show import plan_table
 
-        prepared = prepare(_plan(options))
+        prepared = prepare(plan_of(options))
         plan_table(prepared, lambda job: predicted_bytes(prepared, job))
         for remark in prepared.remarks:
             typer.echo(remark)
@@ -171,12 +172,13 @@ def run(
     """Measure a plan; the same command resumes. Ends with a summary and the report's path."""
     options = dict(locals())
     with sentences():
+        from .asked import plan_of
         from .report import build
         from .runner import prepare
         from .runner import run as run_plan
         from .show import Progress, summary_table
 
-        chosen = _plan(options)
+        chosen = plan_of(options)
         if offer_text:
             _offer(chosen)
         prepared = prepare(chosen, commit)
@@ -289,52 +291,6 @@ def doctor() -> None:
             worst = max(worst, ("ok", "warn", "fail").index(check.status))
     if worst == 2:
         raise typer.Exit(EXIT_ENVIRONMENT)
-
-
-def _plan(options: dict) -> Plan:
-    """Named plan or TOML file, then flags on top; flags alone make a plan called "run"."""
-    import dataclasses
-
-    from models.spec import SpecError
-
-    from .plan import PLANS, Plan, Settings, plan_from_toml
-
-    name = options["name"]
-    if name is None:
-        if not options["arch"] or not options["suite"]:
-            raise SpecError(f"Name a plan ({', '.join(PLANS)} or a TOML file), or give --arch and --suite.")
-        base = Plan("run", tuple(options["arch"]), tuple(options["suite"]))
-    elif name in PLANS:
-        base = PLANS[name]
-    elif name.endswith(".toml"):
-        base = plan_from_toml(Path(name))
-    else:
-        raise SpecError(f"Unknown plan '{name}'; known: {', '.join(PLANS)}, or a TOML file.")
-    fields = {f.name for f in dataclasses.fields(Settings)} - {"batch"}
-    given = {k: v for k, v in options.items() if k in fields and v is not None}
-    chosen = tuple(options["suite"] or base.suites)
-    grid = options["contexts"] or options["batch"]
-    if grid and not any(suite.partition(":")[0].strip() == "decode" for suite in chosen):
-        raise SpecError("--contexts and --batch are for the decode suite, which is not in this plan.")
-    return dataclasses.replace(
-        base,
-        architectures=tuple(options["arch"] or base.architectures),
-        suites=tuple(_with_grid(s, options["contexts"], options["batch"]) for s in chosen),
-        text=options["text"] or base.text,
-        settings=dataclasses.replace(base.settings, **given),
-    )
-
-
-def _with_grid(suite: str, contexts: str | None, batch: str | None) -> str:
-    """--contexts and --batch are shorthands for options of the decode suite."""
-    name, _, text = suite.partition(":")
-    if name.strip() != "decode":
-        return suite
-    parts = [p for p in text.split(",") if p]
-    for key, value in (("contexts", contexts), ("batches", batch)):
-        if value is not None:
-            parts = [p for p in parts if not p.startswith(f"{key}=")] + [f"{key}={value.replace(',', '+')}"]
-    return f"{name}:{','.join(parts)}" if parts else name
 
 
 def _offer(plan: Plan) -> None:

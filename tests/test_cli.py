@@ -14,7 +14,9 @@ from typer.testing import CliRunner
 import models
 import suites
 from harness import cli
+from harness.asked import plan_of
 from harness.environment import ROOT
+from models.spec import SpecError
 
 COMMANDS = ("list", "plan", "run", "train", "report", "check", "doctor", "data")
 HEAVY = ("torch", "pandas", "pyarrow", "matplotlib", "numpy", "safetensors", "triton", "lm_eval")
@@ -104,11 +106,24 @@ def test_flags_go_on_top_of_a_plan_file(tmp_path, monkeypatch):
         ["arch", "suite", "text", "shape", "contexts", "batch", "repeats", "replicates", "dtype", "device",
          "threads", "seed", "prefill_chunk", "interleave", "timeout_s", "memory_limit_bytes"]
     ) | {"name": "mine.toml"}  # fmt: skip
-    plain = cli._plan(options)
+    plain = plan_of(options)
     assert (plain.name, plain.settings.shape, plain.suites) == ("mine", "tiny", ("decode",))
-    changed = cli._plan(options | {"contexts": "8,16", "batch": "2", "repeats": 9, "arch": ["tova"]})
+    changed = plan_of(options | {"contexts": "8,16", "batch": "2", "repeats": 9, "arch": ["tova"]})
     assert changed.suites == ("decode:contexts=8+16,batches=2",)
     assert (changed.settings.repeats, changed.settings.shape, changed.architectures) == (9, "tiny", ("tova",))
+    assert changed.settings.batch == plain.settings.batch, "the suite's own batches are among its axes"
+
+
+def test_batch_is_for_every_suite_and_only_decode_takes_several():
+    def asked(batch, *of):
+        return plan_of(dict.fromkeys(["name", "contexts", "text"]) | {
+            "arch": ["tova"], "suite": list(of), "batch": batch})  # fmt: skip
+
+    assert asked("16", "lm_eval").settings.batch == 16
+    both = asked("2", "needle", "decode")
+    assert (both.settings.batch, both.suites) == (2, ("needle", "decode:batches=2"))
+    with pytest.raises(SpecError, match="one whole number where a suite other than decode"):
+        asked("1,4", "needle", "decode")
 
 
 def test_the_installed_script_is_this_app():

@@ -8,6 +8,7 @@ import pytest
 from recorded_tasks import Told, case, held, write_cells
 
 from harness.report import build, load_run
+from harness.report.groups import told_apart
 from harness.report.markdown import markdown
 
 SCROLLS = ("transformer", "scrolls", {"task": "qasper", "length": 64})
@@ -54,3 +55,9 @@ def test_whatever_is_missing(tmp_path, cells, said, unsaid):
     assert said in page
     assert unsaid not in page.split("<main>")[1]
     assert "nan" not in markdown(load_run(run))
+
+
+def test_suites_of_one_kind_are_told_apart_by_what_not_all_of_them_say():
+    plain, magic, four = "needle:trials=4", "needle:trials=4,variant=magic", "needle:needles=4,trials=4"
+    assert told_apart([plain, magic, four]) == {plain: "", magic: "variant=magic", four: "needles=4"}
+    assert told_apart(["needle"]) == {"needle": ""} and told_apart(["needle:a=1"]) == {"needle:a=1": ""}

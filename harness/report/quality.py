@@ -26,10 +26,8 @@ def quality_section(group: Group, prefix: str) -> Section:
         frame["value"] = frame["strict_hits"] / frame["strict_trials"]
         ends = [wilson(h, n) for h, n in zip(frame["strict_hits"], frame["strict_trials"], strict=True)]
         frame["low"], frame["high"] = [low for low, _ in ends], [high for _, high in ends]
-        charts += _against_bytes(
-            f"{prefix}-needle-{number}", f"Needle, strict{own and ', '}{own}", "accuracy_strict", frame, group,
-            suite,
-        )  # fmt: skip
+        slug, title = f"{prefix}-needle-{number}", f"Needle, strict{own and ', '}{own}"
+        charts += _against_bytes(slug, title, "accuracy_strict", frame, group, suite)
     for number, source in enumerate(language_sources(group)):
         frame = language(group, source).rename(columns={"bits_per_byte": "value"})
         frame = frame.assign(low=math.nan, high=math.nan).dropna(subset=["value"])
