@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 PACKAGES = (
     *("torch", "triton", "numpy", "pandas", "pyarrow", "safetensors", "nvidia-ml-py", "lm-eval"),
-    *("tokenizers", "huggingface_hub"),
+    *("tokenizers", "huggingface_hub", "rouge-score"),
 )
 
 _SOURCES = ("harness", "models", "suites")

@@ -130,12 +130,14 @@ def case_rows(
         own = dataclasses.replace(
             base, case=case.id, axes=axes_json(dict(case.axes)), scoring_mode=readings.modes[index]
         )
+        said = _not_finite(case, answer)
+        told = {"message": "; ".join(filter(None, (said, base.message)))} if said else {}
         for name, value in ({} if suite.driven else suite.score(case, answer)).items():
             if isinstance(value, Sequence):
                 for bin, one in enumerate(value):
-                    yield _number(own, name, one, "score", bin=bin)
+                    yield _number(own, name, one, "score", bin=bin, **told)
             else:
-                yield _number(own, name, value, "score")
+                yield _number(own, name, value, "score", **told)
         if case.forced is None:
             yield _number(own, "answer_tokens", len(answer.tokens), "generate", answer=answer.text)
         for held in readings.held[index]:
@@ -146,6 +148,14 @@ def case_rows(
         yield _number(own, "seen_tokens", seen, "policy")
         for name, value in readings.statistics[index].items():
             yield _number(own, name, value, "policy")
+
+
+def _not_finite(case: Case, answer: Answer) -> str | None:
+    """A sentence where the model stopped giving numbers; a score from then on means nothing."""
+    at = next((at for at, found in enumerate(answer.logprobs) if not math.isfinite(found)), None)
+    if at is None or not case.scored:
+        return None
+    return f"The model's logits were not finite (first at token {at + 1:,} of {len(answer.tokens):,})."
 
 
 def retained_rows(base: Row, requests: Sequence[Retained]) -> Iterator[Row]:

@@ -109,6 +109,10 @@ def prepare(plan: Plan, commit: str | None = None) -> Prepared:
     text = None
     if any(cls.needs_text for cls in classes.values()):
         text = resolve(plan.text, data_dir=cache_folder())
+    elif plan.text is not None:
+        raise UsageError(
+            f"No suite of this plan reads a text, so '{plan.text}' would not be used; leave it out."
+        )
     opened = None
     if settings.model is not None:
         path = locate(settings.model, settings.allow_pickle)

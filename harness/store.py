@@ -66,7 +66,7 @@ class Row:
     threads: int | None = None
     batch: int | None = None
     evictions: int | None = None  # tokens dropped or folded, summed over layers and the cell's requests
-    requests: int | None = None
+    requests: int | None = None  # as lm-eval counts: a prompt with one continuation, so a case is one
     requests_with_eviction: int | None = None
     weights: str | None = None  # name@hash, or "random@seed"
     text: str | None = None  # source and hash of the text read

@@ -170,6 +170,12 @@ def test_text_that_is_not_there_is_refused(desk, text_plan, name):
     assert name in refused(desk, *text_plan, "--text", name)
 
 
+def test_a_text_that_nobody_would_read_is_refused(desk):
+    (desk / "book.txt").write_text("A quiet evening by the harbour. " * 99)
+    for option in ("--text", "--haystack"):
+        assert "book.txt" in refused(desk, "run", *TRANSFORMER, *DECODE, *TINY, option, "book.txt")
+
+
 def test_a_data_folder_without_books_is_not_passed_over(desk, text_plan, monkeypatch):
     monkeypatch.setenv("KVMARK_DATA", str(desk))
     assert "KVMARK_DATA" in refused(desk, *text_plan)

@@ -92,3 +92,20 @@ def test_a_group_that_holds_every_request_once_leaves_the_prompts_cache_to_the_n
     for answer, (single, _) in zip(answers, alone, strict=True):
         assert answer.logprobs == pytest.approx(single[0].logprobs, abs=1e-9)
     assert readings.evicted == [own.evicted[0] for _, own in alone]
+
+
+@tight
+def test_what_is_held_of_watched_spans_is_of_each_case_itself(network, spec):
+    """Prompts and spans of different length in one batch, scored and generating, several on one prompt."""
+    net = network(spec, "conv", torch.float64, vocab=TOKENIZER.vocab_size)
+    spans = [((1, 4),), ((2, 9), (11, 13)), ((6, 8),)]
+    cases = [
+        Case(f"c{i}", draw(i, 9 + 4 * i), watched=spans[i], seed=i, **how)
+        for i in range(3)
+        for how in ({"forced": draw(60 + i, 3 + i)}, {"max_new_tokens": 2 + i})
+    ]
+    _, readings = execute(net, cases, TOKENIZER, "cpu")
+    alone = [execute(net, [case], TOKENIZER, "cpu")[1].held[0] for case in cases]
+    assert readings.held == alone
+    shares = {held.share for own in alone for held in own}
+    assert spec.startswith(("lococo", "transformer")) or len(shares) > 1, "something was lost"

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from harness import continuations, execute
 from harness.loading import load_model
 from harness.measure import Measurement
 from harness.plan import Cell, Settings
@@ -118,3 +119,32 @@ def test_what_was_kept_over_several_batches_is_of_no_batch():
     assert kept and {row.batch for row in kept} == {None}
     assert {row.batch for row in rows if row not in kept} == {1, 2}
     assert {row.value for row in rows if row.metric == "budget_tokens"} == {4.0}
+
+
+def test_what_each_case_saw_is_counted_without_the_token_that_is_never_fed():
+    rows = measure(Scored(Suite.Options(), Context(ByteTokenizer(), None)))
+    seen = {row.case: row.value for row in rows if row.metric == "seen_tokens"}
+    assert seen == {f"c{i}": 6 + i + 3 - 1 for i in range(5)}
+
+
+def test_logits_that_are_not_finite_are_said_with_the_score(monkeypatch):
+    """The third case meets a network that has stopped giving numbers, from its second token on."""
+
+    class Marked(Scored):
+        def score(self, case, answer):
+            return {"nll_nats": -sum(answer.logprobs), "bucket_nll_nats": [-one for one in answer.logprobs]}
+
+    real = continuations.score
+
+    def failing(model, cases, *others):
+        answers = real(model, cases, *others)
+        broken = [replace(a, logprobs=(a.logprobs[0], math.nan, math.nan)) for a in answers]
+        return [b if case.id == "c2" else a for case, a, b in zip(cases, answers, broken, strict=True)]
+
+    monkeypatch.setattr(execute, "score", failing)
+    rows = measure(Marked(Suite.Options(), Context(ByteTokenizer(), None)))
+    scored = [row for row in rows if row.metric in ("nll_nats", "bucket_nll_nats")]
+    said = "The model's logits were not finite (first at token 2 of 3)."
+    assert {row.message for row in scored if row.case == "c2"} == {said}
+    assert {row.message for row in scored if row.case != "c2"} == {None}
+    assert {row.status for row in scored} == {"ok"}
