@@ -80,7 +80,7 @@ def test_windows_add_up_and_what_one_does_not_know_stays_unknown():
 
 @tight
 def test_a_group_that_holds_every_request_once_leaves_the_prompts_cache_to_the_next(network, spec):
-    """Yes-or-no questions, as many as a group holds: the longer answers are one group, in the requests' order."""
+    """Yes-or-no questions, as many as a group holds: the longer answers are a group in their order."""
     net = network(spec, "conv", torch.float64, vocab=TOKENIZER.vocab_size)
     cases = [
         Case(f"q{q}c{c}", draw(q, 9 + q % 3), forced=draw(50 + 2 * q + c, 2 + 5 * c), seed=q)
