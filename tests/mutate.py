@@ -19,8 +19,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def copy_to(folder: Path) -> None:
-    """Models and tests, fresh."""
-    for name in ("models", "tests"):
+    """All packages and the tests, fresh."""
+    for name in ("harness", "models", "suites", "tests"):
         shutil.rmtree(folder / name, ignore_errors=True)
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "weights"))
     shutil.copy(ROOT / "pyproject.toml", folder)
