@@ -179,8 +179,10 @@ def test_wrong_options_are_one_sentence(spec, named):
 
 
 def test_needles_that_do_not_fit_are_one_sentence():
-    with pytest.raises(TextError, match="no room"):
+    with pytest.raises(TextError, match="256 tokens has no room for 8 hidden sentences and the question"):
         all_cases("needle:lengths=256,needles=8,trials=1", context(PROSE))
+    with pytest.raises(TextError, match="128 tokens has no room for the needle and the question"):
+        all_cases("needle:lengths=128,variant=uuid,trials=1", context(PROSE))
 
 
 # Cost of generation

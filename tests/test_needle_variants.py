@@ -177,6 +177,7 @@ def test_city_is_yocos_protocol():
     many = all_cases("needle:variant=city,lengths=600,depths=0.5,trials=300", context(PROSE))
     drawn = [int(case.target["values"][0]) for case in many]
     assert 1 <= min(drawn) < 2000 and 48_000 < max(drawn) <= 50_000
+    assert sorted(map(int, form.values(np.random.default_rng(0), 50_000))) == list(range(1, 50_001))
 
 
 def test_of_several_cities_the_last_before_the_depth_is_asked_for():
@@ -191,6 +192,47 @@ def test_of_several_cities_the_last_before_the_depth_is_asked_for():
         middle = len(text) // 2
         assert places[place] < middle + 200 and (places[place + 1] > middle - 200)
     assert set(before) == {1, 2, 3}
+
+
+@pytest.mark.parametrize("depth", [0.0, 0.5, 1.0])
+def test_it_is_the_last_of_those_before_the_depth_where_several_stand_together(anyone, depth):
+    """At depth 0 those before it have no prose between them, at depth 1 those behind it."""
+    where, before = context(PROSE, PROSE[7:], tokenizer=anyone), []
+    for case in all_cases(f"needle:variant=city,needles=4,lengths=1024,depths={depth},trials=12", where):
+        text = text_of(case, anyone)
+        parts = re.split(r"\nThe magic number of the city of (\w+) is (\d+) \.\n", text)
+        prose, named, values = parts[::3], parts[1::3], parts[2::3]
+        assert len(set(named)) == len(named) == 4
+        prose[0] = prose[0][prose[0].index(FORMS["city"].head) + len(FORMS["city"].head) :]
+        prose[-1] = prose[-1].partition("\nWhat is the magic")[0]
+        sizes = [len(anyone.encode(part)) for part in prose]
+        asked = named.index(case.target["keys"][0])
+        assert values[asked] == case.target["values"][0] and asked < 3
+        if depth == 0:
+            assert not any(prose[: asked + 1]) and all(prose[asked + 1 :])
+        elif depth == 1:
+            assert all(prose[: asked + 2]) and not any(prose[asked + 2 :])
+        else:
+            half = sum(sizes) / 2 + 9  # parts by themselves may have a few tokens more
+            assert sum(sizes[: asked + 1]) <= half and sum(sizes[asked + 2 :]) <= half
+        start = case.watched[0][0]
+        assert case.axes["depth_tokens"] < start and values[asked] in anyone.decode(case.prompt[start:])
+        before.append(asked + 1)
+    assert len(set(before)) > 1
+
+
+def test_notes_say_what_is_odd_in_yocos_protocol():
+    def notes(options):
+        return suites.load(f"needle:{options}", context(PROSE)).notes()
+
+    one, four = notes("variant=city")["protocol"], notes("variant=city,needles=4")["protocol"]
+    for told in (one, four):
+        assert "YOCO" in told and "official score is the substring (accuracy_substring)" in told
+        assert "20 tokens are generated" in told and "150 tokens less" in told
+    assert "1 to 3 needles before it, the last of them asked for" in four and "depth_tokens" in four
+    assert "cut" not in one, "a single needle lies at the depth"
+    assert "7 tokens are generated" in notes("variant=city,max_new=7")["protocol"]
+    assert "protocol" not in notes("variant=number")
 
 
 @pytest.mark.parametrize(

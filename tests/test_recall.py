@@ -66,6 +66,22 @@ def test_queries_of_a_trial_share_their_context_and_trials_do_not():
     assert len({case.id for case in cases}) == len({case.seed for case in cases}) == 24
 
 
+@pytest.mark.parametrize(
+    ("options", "asked"),
+    [
+        ("", {4: 4, 16: 8, 64: 8}),
+        ("pairs=4", {4: 4}),
+        ("pairs=16+4,queries=16", {4: 4, 16: 16}),
+        ("pairs=16,queries=2", {16: 2}),
+    ],
+)
+def test_notes_say_how_many_of_the_pairs_are_asked_for(options, asked):
+    suite = suites.load(f"recall:lengths=200,trials=1,{options}", Context(TOKENIZER, None))
+    assert {cell["pairs"]: len(list(suite.cases(cell))) for cell in suite.cells()} == asked
+    told = ", ".join(f"{count} of {pairs} pairs" for pairs, count in asked.items())
+    assert suite.notes()["queries"] == f"{told} in each trial"
+
+
 def test_cases_are_the_same_every_time_and_others_with_another_seed():
     options = "lengths=100,pairs=8,trials=2"
     assert cases_of(options) == cases_of(options) == cases_of("lengths=100,pairs=8,trials=4")[:16]
@@ -93,6 +109,9 @@ def test_scoring_is_the_likeliest_token_and_its_cost():
     ("options", "named"),
     [
         ("pairs=0", "1 or more"),
+        ("queries=0", "1 or more"),
+        ("queries=100,pairs=4", "queries must be 4 or less"),
+        ("queries=65", "queries must be 64 or less"),
         ("key_tokens=5", "1 to 4"),
         ("lengths=100,pairs=64", "130 or more"),
         ("lengths=130,pairs=64,key_tokens=2", "195 or more"),

@@ -145,8 +145,13 @@ def test_wrong_options_are_one_sentence(options, named):
 
 
 def test_what_does_not_fit_is_one_sentence():
-    for options in ("tasks=commonwords,lengths=400", "tasks=multiquery,queries=20,lengths=512"):
-        with pytest.raises(TextError, match="no room"):
+    for options, what in (
+        ("tasks=commonwords,lengths=400", "10 common words and others"),
+        ("tasks=multiquery,queries=20,lengths=512", "20 hidden sentences and the question"),
+        ("tasks=multikey,keys=30,lengths=512", "30 hidden sentences and the question"),
+        ("tasks=vartrack,chains=20,lengths=1024", "100 hidden sentences and the question"),
+    ):
+        with pytest.raises(TextError, match=f"no room for {what}"):
             cases_of(options)
     with pytest.raises(TextError, match="needs text"):
         all_cases("ruler:tasks=multikey", Context(TOKENIZER, None))

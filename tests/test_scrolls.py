@@ -108,6 +108,12 @@ def test_max_new_bounds_every_task_and_keeps_what_is_shorter():
     assert capped["gov_report"] == capped["quality"] == 40 and capped["contract_nli"] == 16
 
 
+def test_phrases_and_labels_end_with_their_line_and_summaries_do_not():
+    stops = {answer.axes["task"]: answer.stop for _, answer in pairs(f"scrolls:tasks={ALL}")}
+    line = {"qasper", "narrative_qa", "quality", "contract_nli"}
+    assert stops == {name: ("\n",) if name in line else () for name in ROWS}
+
+
 # --- prompts -------------------------------------------------------------------------------------
 
 
@@ -163,13 +169,15 @@ def test_of_a_very_long_document_only_the_beginning_is_read(data, tokenizer):
     """What no prompt can hold is not kept in memory, and yet counts in the share that is left."""
     long = STORY * 40
     write(data, "narrative_qa", asked("n1", "Who?", "he", document=long))
-    for form, whole in (("zeroscrolls", long), ("scrolls", f"Who?\n\n{long}")):
+    for form, query in (("zeroscrolls", ""), ("scrolls", "Who?\n\n")):
         spec = f"scrolls:tasks=narrative_qa,length=600,prompt={form}"
         ((gold, _),) = pairs(spec, tokenizer=tokenizer)
         text = text_of(gold, tokenizer)
-        kept = next(n for n in range(len(text), -1, -1) if whole.startswith(text[:n]))
+        assert text.startswith(query)
+        text = text[len(query) :]
+        kept = next(n for n in range(len(text), -1, -1) if long.startswith(text[:n]))
         assert 590 <= len(gold.prompt) <= 600
-        assert gold.axes["kept_share"] == pytest.approx(kept / len(whole), abs=2e-4)
+        assert gold.axes["kept_share"] == pytest.approx(kept / len(long), abs=2e-4)
         assert "(1 truncated)" in suite_of(spec, tokenizer=tokenizer).notes()["examples"]
 
 
@@ -190,13 +198,27 @@ def test_a_gold_answer_that_a_tokenizer_joins_with_the_cue_is_encoded_alone(tmp_
     assert joining.decode(gold.forced).strip() == "He sold sacks of flour."
 
 
-def test_a_length_without_room_for_a_document_is_one_sentence():
-    with pytest.raises(TextError, match="length=200 leaves c1 no room") as caught:
-        pairs("scrolls:tasks=quality,length=200")
+@pytest.mark.parametrize(
+    ("form", "task", "beside"),
+    [
+        ("zeroscrolls", "quality", "question and instruction and cue"),
+        ("zeroscrolls", "gov_report", "instruction and cue"),
+        ("scrolls", "quality", "question and cue"),
+        ("scrolls", "squality", "question and cue"),
+        ("scrolls", "gov_report", "cue"),
+    ],
+)
+def test_a_length_without_room_for_a_document_is_one_sentence(form, task, beside):
+    """It names what takes the room; the least length that has some holds question and options whole."""
+    spec = f"scrolls:tasks={task},prompt={form},length"
+    id, query = ROWS[task][0]["id"], ROWS[task][0]["input"].removesuffix(STORY).strip()
+    with pytest.raises(TextError, match=f"length=8 leaves {id} no room .* beside {beside}; ") as caught:
+        pairs(f"{spec}=8")
     needed = int(str(caught.value).split("; ")[1].split()[0])
-    pairs(f"scrolls:tasks=quality,length={needed}")
+    ((gold, _),) = pairs(f"{spec}={needed}")
+    assert len(gold.prompt) == needed and query in text_of(gold)
     with pytest.raises(TextError, match="no room"):
-        pairs(f"scrolls:tasks=quality,length={needed - 1}")
+        pairs(f"{spec}={needed - 1}")
 
 
 # --- scores --------------------------------------------------------------------------------------

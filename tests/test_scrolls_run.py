@@ -82,6 +82,18 @@ def test_rows_hold_predictions_by_id_and_neither_inputs_nor_references(data):
     assert not seen, "every prompt is longer than the budget"
 
 
+def test_a_short_answer_ends_with_its_line_and_is_marked_without_what_follows(data):
+    """Our own network repeats a list whose lines begin with the cue; of a summary no line is the end."""
+    for task in ("qasper", "squality"):
+        write(data, task, asked("a1", "Which number?", "4711", document="Answer: 4711\n" * 12))
+    found = measure("transformer", "scrolls:tasks=qasper+squality,prompt=scrolls,length=512,max_new=30")
+    phrase, summary = [row for row in found if row.metric == "answer_tokens"]
+    assert (phrase.answer, phrase.value) == (" 4711", len(" 4711\n"))
+    assert summary.answer.startswith(" 4711\nAnswer: ") and summary.value == 30
+    scores = {row.metric: row.value for row in found if row.metric in ("token_f1", "rouge1")}
+    assert scores["token_f1"] == 1 and scores["rouge1"] < 1
+
+
 @pytest.mark.full
 @pytest.mark.skipif(not GENUINE, reason="KVMARK_DATA is unset: no genuine SCROLLS rows")
 def test_genuine_rows_of_every_task_run_end_to_end(tmp_path, monkeypatch):

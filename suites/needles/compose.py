@@ -78,7 +78,8 @@ def compose(
 
     def filled(room: int) -> Prompt:
         if room < 1:
-            raise TextError(f"A prompt of {length} tokens has no room for the needle and its question.")
+            hidden = f"{len(sentences)} hidden sentences" if len(sentences) > 1 else "the needle"
+            raise TextError(f"A prompt of {length} tokens has no room for {hidden} and the question.")
         end, tokens = haystack.fit(room)
         text, done = head, 0
         offsets = [0] * len(sentences)

@@ -1,7 +1,7 @@
-"""Two ways to ask: both end with a cue, and the part before the last blank lines is what may be cut.
+"""Two ways to ask: both end with a cue, and only the document may be cut.
 
     zeroscrolls   DOCUMENT … | instruction   Question: QUERY   Answer:    the end of the document is cut
-    scrolls       QUERY  DOCUMENT … | Answer:                             the end of the input is cut
+    scrolls       QUERY  DOCUMENT … | Answer:                             the same
 
 The first has the parts and the order of TOVA's evaluation (Oren et al. 2024, appendix C, after ZeroSCROLLS,
 which puts its instruction before the document); its wording is ours (`tasks`). The second is SCROLLS's input
@@ -23,14 +23,14 @@ FORMS = {
     "scrolls": "SCROLLS's input (query first), and an answer cue of ours",
 }
 #: What each form cuts where a prompt would be too long.
-TRUNCATES = {"zeroscrolls": "document end", "scrolls": "input end"}
+TRUNCATES = {"zeroscrolls": "document end", "scrolls": "input end"}  # its query stays
 #: More than any tokenizer packs into a token on average.
 CHARACTERS_PER_TOKEN = 8
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """Token ids with BOS, and the share of the characters of what may be cut that is left."""
+    """Token ids with BOS, and the share of the document's characters that is left."""
 
     ids: tuple[int, ...]
     text: str
@@ -38,25 +38,27 @@ class Prompt:
 
 
 def compose(form: str, task: Task, example: Example, tokenizer: Tokenizer, length: int) -> Prompt:
-    """A prompt of at most `length` tokens. Raises DataError where not even an empty document fits."""
-    first, rest = 0, f"\n\n{task.cue}"  # where that begins what may be cut, and what follows it
+    """A prompt of at most `length` tokens. Raises DataError where nothing of the document fits."""
+    first = example.document_start
+    before, rest, beside = example.input[:first], f"\n\n{task.cue}", ["question"] if first else []
     if form == "zeroscrolls":
         query = f"\n\n{task.asked}: {example.query}" if task.asked else ""
-        first, rest = example.document_start, f"\n\n{task.instruction}{query}{rest}"
+        before, rest = "", f"\n\n{task.instruction}{query}{rest}"
+        beside.append("instruction")
     start, kept = start_of(tokenizer), example.input[first:][: characters(length)]
     ids = tokenizer.encode(kept)
     room = len(ids)
     # All text is encoded at once, as a user's would be; tokens may merge where parts meet: cut, then look.
-    while (excess := len(made := (*start, *tokenizer.encode(kept + rest))) - length) > 0:
+    while (excess := len(made := (*start, *tokenizer.encode(before + kept + rest))) - length) > 0:
         room -= excess
         if room < 1:
             needed = length - room + 1
             raise DataError(
-                f"length={length} leaves {example.id} no room for any document beside question and "
-                f"instruction; {needed} tokens would."
+                f"length={length} leaves {example.id} no room for any document beside "
+                f"{' and '.join([*beside, 'cue'])}; {needed} tokens would."
             )
         kept = tokenizer.decode(ids[:room]).rstrip("\ufffd")  # of a character that was cut
-    return Prompt(made, kept + rest, min(1.0, len(kept) / max(1, example.length - first)))
+    return Prompt(made, before + kept + rest, min(1.0, len(kept) / max(1, example.length - first)))
 
 
 def characters(length: int) -> int:

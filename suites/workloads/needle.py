@@ -26,7 +26,8 @@ One needle asked for: the first thing in the answer that could be a value is it 
 official score is the substring, and as numbers are not padded "5" is found in "35"; generation goes on for 20
 tokens, over full stops; the prose has 150 tokens less than the length, or what fits; and with several needles
 1 to N-1 lie before the depth, the others after it, and the last before it is asked for, so that its own depth
-(`depth_tokens`) is smaller. Their grids: num_depths=11 with one needle; depths i/11, i = 1..10, with 4.
+(`depth_tokens`) is smaller. At depth 0, which they leave out, all before it stand together at the beginning.
+Their grids: num_depths=11 with one needle; depths i/11, i = 1..10, with 4.
 Different here: our wording, the text that was named, each city once in the list (theirs has doubles, so that
 a question may have two answers), prose cut at the exact token and not between lines, and no token banned.
 """
@@ -143,11 +144,15 @@ class Workload(Suite):
     ) -> Case:
         form, asked, encode = self.form, self.num_asked, self.context.tokenizer.encode
         sentences, starts = zip(*map(form.sentence, keys, values), strict=True)
+        places = list(zip(self._depths(id, depth, len(keys)), sentences, strict=True))
+        # At equal depths they stand in this order: a city that is asked for, the first, is to be the last.
+        step = -1 if self.options.variant == "city" else 1
         prompt = compose(
-            self.context, id, length, list(zip(self._depths(id, depth, len(keys)), sentences, strict=True)),
-            form.ask(keys[:asked]), values[0], form.head, form.slack and length - form.slack,
+            self.context, id, length, places[::step], form.ask(keys[:asked]), values[0], form.head,
+            form.slack and length - form.slack,
         )  # fmt: skip
-        begins = [offset + start for offset, start in zip(prompt.offsets, starts, strict=True)]
+        offsets = prompt.offsets[::step]
+        begins = [offset + start for offset, start in zip(offsets, starts, strict=True)]
         watched = [prompt.span(begins[n], begins[n] + len(values[n])) for n in range(asked)]
         needed = len(encode(form.answer(keys[:asked], values[:asked]))) + MORE
         one = asked == 1
@@ -159,7 +164,7 @@ class Workload(Suite):
             axes={
                 **cell,
                 "prompt_tokens": len(prompt.ids),
-                "depth_tokens": prompt.before(prompt.offsets[0]),
+                "depth_tokens": prompt.before(offsets[0]),
                 "digits_start": watched[0][0],
                 "digits_end": watched[0][1],
             },
@@ -208,4 +213,19 @@ class Workload(Suite):
             "training": known if form.trained else "our own networks were not trained on the template",
             "scoring": scoring,
             "text": self.context.text.label if self.context.text else "none",
-        }
+        } | ({"protocol": self._yoco()} if self.options.variant == "city" else {})
+
+    def _yoco(self) -> str:
+        """What a reader of the numbers must know of the protocol."""
+        facts = [
+            "YOCO's, in wording and prose of our own",
+            "its official score is the substring (accuracy_substring), to which 5 is found in 35",
+            f"{self.options.max_new or self.form.max_new} tokens are generated, over full stops",
+            f"the prose has {self.form.slack} tokens less than the length, or what fits",
+        ]
+        if (needles := self.options.needles) > 1:
+            facts.append(
+                f"depth is a cut with 1 to {needles - 1} needles before it, the last of them asked for: "
+                "its own place (depth_tokens) lies before the cut"
+            )
+        return "; ".join(facts)

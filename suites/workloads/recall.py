@@ -3,7 +3,8 @@
     BOS  k1 v1  k2 v2  …  kP vP   filler …   k   → v       (MQAR, Zoology, arXiv 2312.04927)
 
     cell   length × pairs, ascending; `length` is the tokens of the whole prompt, the last key included
-    case   one query: `queries` keys of a trial are asked for, each at the end of the same pairs and filler
+    case   one query: `queries` keys of a trial (unless given 8, or all where there are fewer) are asked
+           for, each at the end of the same pairs and filler
 
 Tokens are ids and no text, so any tokenizer will do: keys, values and filler come from three disjoint thirds
 of its ids (`tokens=plain`: of all that stand for text, `letters`: of a to z), shuffled anew for each trial by
@@ -30,24 +31,33 @@ from ..documents import TextError
 from ..suite import Answer, Axes, Case, Suite, seed_of
 from ..tokenizer import start_of
 
+#: Keys that are asked for unless their number is given.
+QUERIES = 8
+
 
 @dataclass(frozen=True)
 class Options:
     lengths: tuple[int, ...] = (512, 1024)
     pairs: tuple[int, ...] = (4, 16, 64)
     trials: int = 5
-    queries: int = 8
+    queries: int | None = None  # None: 8, or all of fewer pairs
     key_tokens: int = 1
     tokens: Literal["plain", "letters"] = "plain"
 
     def __post_init__(self) -> None:
-        if min(*self.pairs, self.trials, self.queries) < 1:
+        if min(*self.pairs, self.trials, 1 if self.queries is None else self.queries) < 1:
             raise ValueError("pairs, trials and queries must be 1 or more.")
+        if self.queries is not None and self.queries > max(self.pairs):
+            raise ValueError(f"queries must be {max(self.pairs)} or less, the most pairs that there are.")
         if not 1 <= self.key_tokens <= 4:
             raise ValueError("key_tokens must be 1 to 4.")
         least = 1 + max(self.pairs) * (self.key_tokens + 1) + self.key_tokens
         if min(self.lengths) < least:
             raise ValueError(f"lengths must be {least} or more, room for {max(self.pairs)} pairs and a key.")
+
+    def asked(self, pairs: int) -> int:
+        """Of so many pairs."""
+        return min(QUERIES if self.queries is None else self.queries, pairs)
 
 
 class Workload(Suite):
@@ -70,7 +80,7 @@ class Workload(Suite):
             stated = [token for key, value in zip(keys, values, strict=True) for token in (*key, value)]
             room = length - len(start) - len(stated) - key_tokens
             context = (*start, *stated, *rng.choice(others, room).tolist())
-            for asked in rng.permutation(pairs)[: self.options.queries].tolist():
+            for asked in rng.permutation(pairs)[: self.options.asked(pairs)].tolist():
                 id, place = f"{name}/query={asked}", len(start) + asked * (key_tokens + 1) + key_tokens
                 yield Case(
                     id=id,
@@ -106,7 +116,9 @@ class Workload(Suite):
         return {"recall_accuracy": float(answer.greedy is True), "gold_nll_nats": -answer.logprobs[0]}
 
     def notes(self) -> dict[str, str]:
+        asked = [f"{self.options.asked(pairs)} of {pairs} pairs" for pairs in sorted(set(self.options.pairs))]
         return {
             "content": "random token ids; pairs first, then filler, then a key whose value is scored",
+            "queries": f"{', '.join(asked)} in each trial",
             "training": "our own networks were not trained on it",
         }
