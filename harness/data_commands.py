@@ -36,7 +36,7 @@ WIDTH = 180  # where output goes to a file
 
 @app.command("list")
 def list_() -> None:
-    """Show every set: size, licence, where it is published, where it lies, its label."""
+    """Show every set: size, licence, where it is published, where it lies, its label or hash."""
     with _sentences():
         from rich.table import Table
 
@@ -44,9 +44,9 @@ def list_() -> None:
         from suites.data.catalogue import CATALOGUE
         from suites.data.verify import here, label_in, names_in, place_name
 
-        table = Table("set", "size", "licence", "published at", "here", "label")
+        table = Table("set", "size", "licence", "published at", "here", "label or hash")
         for column in table.columns:
-            column.overflow, column.no_wrap = "fold", column.header in ("set", "label")
+            column.overflow, column.no_wrap = "fold", column.header in ("set", "label or hash")
         others = [name for root in folders() for name in names_in(root) if name not in CATALOGUE]
         for name in (*CATALOGUE, *dict.fromkeys(others)):
             known, root = CATALOGUE.get(name), here(name)
@@ -185,13 +185,11 @@ def _show(wanted: list[Dataset], root: Path, books: int | None) -> None:
 
 
 def _size(dataset: Dataset) -> str:
+    from suites.data.faults import amount
+
     if dataset.bytes is None:
         return dataset.remark or "not stated"
-    value, units = float(dataset.bytes), iter(("B", "kB", "MB", "GB"))
-    unit = next(units)
-    while value >= 1000:
-        value, unit = value / 1000, next(units)
-    return f"{value:.3g} {unit}"
+    return amount(dataset.bytes)
 
 
 @contextmanager

@@ -6,7 +6,7 @@
 Faults: a status (503, 404), `cut:N` (the connection breaks after N bytes), `short` (the last bytes never
 come), `unsized:N` (N bytes and an end, of which no word was said), `long` (more than stated, chunked),
 `stall` (no answer), `to:URL` (redirect), `deaf` (a Range is answered with a range of the file as it is now,
-whatever If-Range says).
+whatever If-Range says), `mute` (the same, and the answer does not say which version it is of).
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ class Served:
     faults: dict[str, list[str]] = field(default_factory=dict)
     always: dict[str, str] = field(default_factory=dict)
     tagged: bool = True
+    #: An ETag that every version of every file has; None: each version its own.
+    tag: str | None = None
     ranged: bool = True
     requests: list[tuple[str, str, str | None]] = field(default_factory=list)
 
@@ -45,6 +47,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def do_HEAD(self):
         self.served.requests.append(("HEAD", self.path, None))
+        name, _, value = self.served.always.get(self.path, "").partition(":")
+        if name == "to":
+            return self.answer(302, 0, Location=value)
         self.answer(200, len(self.served.files[self.path]))
 
     def do_GET(self):
@@ -67,11 +72,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return self.chunked(raw)
         if name == "unsized":
             return self.unsized(raw[: int(value)])
-        start, status, headers = self.range_of(raw, deaf=name == "deaf")
+        start, status, headers = self.range_of(raw, deaf=name in ("deaf", "mute"))
         if status == 416:
             return self.answer(416, 0, **headers)
         body = raw[start:]
-        self.answer(status, len(body) + (1000 if name == "short" else 0), **headers)
+        length = len(body) + (1000 if name == "short" else 0)
+        self.answer(status, length, tagged=name != "mute", **headers)
         self.wfile.write(body[: int(value)] if name == "cut" else body)
         if name in ("cut", "short"):
             self.wfile.flush()
@@ -79,7 +85,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def range_of(self, raw: bytes, deaf: bool) -> tuple[int, int, dict[str, str]]:
         wanted = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range") or "")
-        unchanged = deaf or self.headers.get("If-Range") == tag_of(raw)
+        unchanged = deaf or self.headers.get("If-Range") == self.tag_of(raw)
         if not wanted or not self.served.ranged or not unchanged:
             return 0, 200, {}
         start = int(wanted[1])
@@ -87,11 +93,14 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return 0, 416, {"Content-Range": f"bytes */{len(raw)}"}
         return start, 206, {"Content-Range": f"bytes {start}-{len(raw) - 1}/{len(raw)}"}
 
-    def answer(self, status: int, length: int, **headers: str) -> None:
+    def tag_of(self, raw: bytes) -> str:
+        return self.served.tag or f'"{hashlib.sha256(raw).hexdigest()[:16]}"'
+
+    def answer(self, status: int, length: int, tagged: bool = True, **headers: str) -> None:
         self.send_response(status)
         self.send_header("Content-Length", str(length))
-        if self.served.tagged and self.path in self.served.files:
-            self.send_header("ETag", tag_of(self.served.files[self.path]))
+        if tagged and self.served.tagged and self.path in self.served.files:
+            self.send_header("ETag", self.tag_of(self.served.files[self.path]))
         for name, value in headers.items():
             self.send_header(name.replace("_", "-"), value)
         self.end_headers()
@@ -109,10 +118,6 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(raw)
         self.close_connection = True
-
-
-def tag_of(raw: bytes) -> str:
-    return f'"{hashlib.sha256(raw).hexdigest()[:16]}"'
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from data_rows import SCROLLS, jsonl, scrolls_zip, tree
+from data_rows import LM_EVAL, SCROLLS, jsonl, scrolls_zip, tree
 from harness_help import ROOT
 from typer.testing import CliRunner
 
@@ -60,6 +60,11 @@ def test_list_shows_every_set_with_its_licence_and_where_it_is(root, tmp_path):
     ask("import", str(scrolls_zip(tmp_path / "qmsum.zip", "qmsum")))
     line = next(line for line in ask("list").stdout.splitlines() if "scrolls/qmsum" in line)
     assert "cache" in line and "scrolls:qmsum@" in line
+    (tmp_path / "piqa.jsonl").write_bytes(jsonl(LM_EVAL["piqa"]))
+    said = f"sha256 {hashlib.sha256(jsonl(LM_EVAL['piqa'])).hexdigest()[:12]}"
+    assert f"lm_eval/piqa: 1 rows, {said} (no" in ask("import", str(tmp_path / "piqa.jsonl")).stdout
+    shown = ask("list").stdout
+    assert "label or hash" in shown and said in shown and "lm_eval:piqa@" not in shown
 
 
 def test_fetch_shows_licence_and_size_and_then_fetches(qmsum, root):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import email.utils
 import hashlib
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -60,6 +62,25 @@ def test_a_busy_server_is_asked_again_and_not_before_it_wants(server, file, tmp_
     assert len(server.asked("/f.zip")) == 4 and slept == [7.0, 1.0, 2.0]
 
 
+def test_a_date_to_ask_again_is_kept(server, file, tmp_path, monkeypatch):
+    slept = []
+    monkeypatch.setattr(time, "sleep", slept.append)
+    dates = [email.utils.formatdate(time.time() + after, usegmt=True) for after in (100, -100)]
+    server.faults["/f.zip"] = [f"503:{date}" for date in (*dates, "soon")]
+    download(file, tmp_path / "f.zip", patience=Patience())
+    assert 90 < slept[0] <= 100 and slept[1:] == [1.0, 2.0], "a date that has passed asks for nothing"
+
+
+@pytest.mark.parametrize("kind", ["number", "date"])
+def test_who_wants_to_be_asked_much_later_is_not_waited_for(server, file, tmp_path, monkeypatch, kind):
+    monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail("waited"))
+    later = email.utils.formatdate(time.time() + 7200, usegmt=True)
+    server.faults["/f.zip"] = [f"503:{'7200' if kind == 'number' else later}"]
+    sentence = refused(file, tmp_path, Patience())
+    assert re.search(r"says 503 .* and asks to wait 7,(200|1[0-9]{2}) s, more than the 600 s", sentence)
+    assert len(server.asked("/f.zip")) == 1
+
+
 @pytest.mark.parametrize(("status", "times"), [("503", 4), ("404", 1), ("403", 1)])
 def test_what_does_not_pass_is_one_sentence(server, file, tmp_path, status, times):
     server.always["/f.zip"] = status
@@ -76,6 +97,18 @@ def test_redirects_are_followed_also_for_the_rest_of_a_file(server, file, tmp_pa
     assert server.asked("/f.zip")[1].startswith("bytes=")
     server.always["/loop"] = "to:/loop"
     assert "redirects without end" in refused(Remote(f"{server.url}/loop"), tmp_path / "other")
+    with pytest.raises(Unavailable, match="redirects without end"):
+        size_of(Remote(f"{server.url}/loop"))
+
+
+@pytest.mark.parametrize("address", ["file:///etc/passwd", "gopher://127.0.0.1/f.zip", "http://:80:80/f.zip"])
+def test_a_redirect_to_no_address_of_the_web_is_not_followed_and_not_repeated(server, tmp_path, address):
+    server.always["/old"] = f"to:{address}"
+    remote = Remote(f"{server.url}/old")
+    assert "/old leads to no valid address" in refused(remote, tmp_path)
+    assert len(server.asked("/old")) == 1 and not list(tmp_path.iterdir())
+    with pytest.raises(Unavailable, match="leads to no valid address"):
+        size_of(remote)
 
 
 def test_broken_connections_are_resumed_by_range(server, file, tmp_path):
@@ -109,6 +142,36 @@ def test_a_file_that_changed_meanwhile_is_not_glued(server, file, tmp_path, deaf
     remote = Remote(file.url, hashlib.sha256(changed).hexdigest() if pinned else None)
     download(remote, tmp_path / "f.zip", patience=QUICK)
     assert (tmp_path / "f.zip").read_bytes() == changed
+
+
+def test_a_rest_that_does_not_say_of_which_version_it_is_is_not_joined(server, file, tmp_path):
+    """The file changed, and its server has neither If-Range nor an ETag in the answer."""
+    server.faults["/f.zip"] = ["cut:120000"]
+    refused(bare(file), tmp_path, Patience(tries=1))
+    server.files["/f.zip"] = changed = os.urandom(len(RAW))
+    server.faults["/f.zip"] = ["mute"]
+    download(bare(file), tmp_path / "f.zip", patience=QUICK)
+    assert (tmp_path / "f.zip").read_bytes() == changed and server.asked("/f.zip")[-1] is None
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_what_was_joined_and_is_wrong_comes_once_more_from_the_start(
+    server, file, tmp_path, monkeypatch, again
+):
+    """The file changes under its ETag between two tries; the checksum notices, and all comes once more."""
+    server.tag, server.files["/f.zip"] = '"one"', os.urandom(len(RAW))
+    server.faults["/f.zip"] = ["cut:120000"]
+
+    def changes(seconds):
+        server.files["/f.zip"] = os.urandom(len(RAW)) if again else RAW
+
+    monkeypatch.setattr(time, "sleep", changes)
+    if again:
+        assert "differs from its checksum" in refused(file, tmp_path)
+    else:
+        download(file, tmp_path / "f.zip", patience=QUICK)
+        assert (tmp_path / "f.zip").read_bytes() == RAW
+    assert [range is None for range in server.asked("/f.zip")] == [True, False, True]
 
 
 @pytest.mark.parametrize("without", ["tagged", "ranged"])
@@ -150,6 +213,7 @@ def test_a_body_that_is_always_short_is_refused(server, file, tmp_path):
 def test_wrong_sizes_and_checksums_leave_nothing(server, file, tmp_path):
     wrong = Remote(file.url, "0" * 64, len(RAW))
     assert "differs from its checksum" in refused(wrong, tmp_path)
+    assert server.asked("/f.zip") == [None], "what came in one piece would come so again"
     smaller = Remote(file.url, file.sha256, len(RAW) - 1)
     assert f"has {len(RAW):,} bytes; {len(RAW) - 1:,} are published" in refused(smaller, tmp_path)
     server.always["/f.zip"] = "long"
@@ -157,12 +221,11 @@ def test_wrong_sizes_and_checksums_leave_nothing(server, file, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_without_network_the_sentence_says_what_to_do(file, tmp_path):
+def test_without_network_there_is_one_sentence(file, tmp_path):
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{closed.getsockname()[1]}/f.zip"
-    sentence = refused(Remote(url), tmp_path)
-    assert "cannot be reached" in sentence and "`kvmark data import`" in sentence
+    assert re.fullmatch(r"127\.0\.0\.1:\d+ cannot be reached \(.*refused\)\.", refused(Remote(url), tmp_path))
     with pytest.raises(Unavailable, match="cannot be reached"):
         size_of(Remote(url))
 

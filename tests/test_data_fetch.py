@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from suites import data, text
 from suites.data import fetch_books
 from suites.data.catalogue import CATALOGUE, Dataset, Remote, select
 from suites.data.download import Patience
-from suites.data.faults import DataError, Unavailable
+from suites.data.faults import DataError, Unavailable, amount
 from suites.data.fetch import fetch, refuse_without_room, sized
 from suites.data.pg19_books import BOOKS, official
 from suites.data.store import claim, record_of
@@ -228,6 +229,50 @@ def test_a_mirror_of_the_hub_takes_its_place(root, server, tmp_path, monkeypatch
     monkeypatch.setenv("HF_ENDPOINT", f"{server.url}/")
     fetch(root, replace(known, files=(Remote(known.files[0].url, sha256(raw)),)))
     assert rows_of("scrolls/qmsum/validation.jsonl") == SCROLLS["qmsum"]
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("scrolls/qmsum", "get qmsum.zip on another machine"),
+        ("scrolls/summ_screen_fd", "get summ_screen_fd.zip on another machine"),
+        ("lm_eval/piqa", "get valid.jsonl and valid-labels.lst (in one folder) on another machine"),
+        (
+            "pg19/validation",
+            "get the books of pg19/validation (NUMBER.txt in a folder validation) on another",
+        ),
+        ("pg19/train", "get the books of pg19/train (NUMBER.txt in a folder train) on another"),
+    ],
+)
+def test_without_network_the_sentence_names_what_can_be_imported(root, name, said):
+    files = tuple(Remote(f"http://127.0.0.1:9/{Path(file.url).name}") for file in CATALOGUE[name].files)
+    for ask in (sized, lambda dataset: fetch(root, dataset, patience=QUICK)):
+        with pytest.raises(Unavailable) as caught:
+            ask(replace(CATALOGUE[name], files=files, bytes=None))
+        assert str(caught.value).startswith("127.0.0.1:9 cannot be reached (")
+        assert f"): {said}" in str(caught.value) and str(caught.value).endswith("`kvmark data import`.")
+
+
+@pytest.mark.parametrize(
+    ("count", "said"),
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1000, "1 kB"),
+        (999_999, "1 MB"),
+        (27_288_503, "27.3 MB"),
+        (5e15, "5,000 TB"),
+    ],
+)
+def test_sizes_are_said_in_units_that_suit_them(count, said):
+    assert amount(count) == said
+
+
+def test_a_small_set_that_does_not_fit_is_said_in_its_own_unit(tmp_path, monkeypatch):
+    room = shutil.disk_usage(tmp_path)._replace(free=1200)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: room)
+    with pytest.raises(Unavailable, match=r"27\.3 MB are to be fetched; .* has room for 1\.2 kB\."):
+        refuse_without_room(tmp_path, [CATALOGUE["scrolls/qmsum"]])
 
 
 def test_no_room_is_said_before_anything_is_fetched(tmp_path):

@@ -12,8 +12,10 @@ import pytest
 from data_rows import LM_EVAL, SCROLLS, jsonl, pg19, scrolls_zip
 
 from harness.doctor import check_data
+from suites import text
 from suites.data.imports import import_all
 from suites.data.verify import Verdict, here, label_in, names_in, verify
+from suites.scrolls.examples import load
 
 
 @pytest.fixture
@@ -45,6 +47,17 @@ def test_what_was_imported_is_found_and_holds(root):
     assert label_in(root, "scrolls/qmsum") == f"scrolls:qmsum@{whole[:12]}"
     assert label_in(root, "pg19/train").startswith("pg19:train@")
     assert label_in(root, "text/essay").startswith("folder:essay@")
+    assert label_in(root, "scrolls/qmsum") == load(["qmsum"], 1000, 0, 0).label, "that of rows"
+    assert label_in(root, "pg19/train") == text.resolve(None, "train", data_dir=root).label
+
+
+def test_rows_of_lm_eval_are_named_by_their_hash_for_results_have_another_label(root, tmp_path, monkeypatch):
+    digest = hashlib.sha256(jsonl(LM_EVAL["piqa"])).hexdigest()
+    assert label_in(root, "lm_eval/piqa") == f"sha256 {digest[:12]}"
+    (tmp_path / "mine" / "lm_eval").mkdir(parents=True)
+    (tmp_path / "mine" / "lm_eval" / "piqa.jsonl.xz").write_bytes(lzma.compress(jsonl(LM_EVAL["piqa"])))
+    monkeypatch.setenv("KVMARK_DATA", str(tmp_path / "mine"))
+    assert label_in(tmp_path / "mine", "lm_eval/piqa") == f"sha256 {digest[:12]}", "of what is unpacked"
 
 
 @pytest.mark.parametrize(
@@ -96,10 +109,21 @@ def test_a_folder_of_the_users_is_held_to_its_sums(root, tmp_path, monkeypatch):
     assert found["scrolls/qmsum"].where == "cache" and here("scrolls/quality") == mine
 
     digest = hashlib.sha256(rows.read_bytes()).hexdigest()
-    (mine / "SHA256SUMS").write_text(f"{digest}  scrolls/quality/validation.jsonl.xz\n")
-    assert verdicts()["scrolls/quality"].status == "ok"
+    for said in (f"{digest}  ", f"{digest} *", f"{digest}  ./", f"{digest} *./", f"{digest.upper()}  "):
+        (mine / "SHA256SUMS").write_text(f"{said}scrolls/quality/validation.jsonl.xz\n")
+        assert verdicts()["scrolls/quality"].status == "ok"
     rows.write_bytes(lzma.compress(jsonl(SCROLLS["quality"]) * 2))
     assert "validation.jsonl.xz differs" in verdicts()["scrolls/quality"].detail
+
+
+def test_sums_that_are_no_text_are_one_sentence(root, tmp_path, monkeypatch):
+    mine = tmp_path / "mine" / "lm_eval"
+    mine.mkdir(parents=True)
+    (mine / "boolq.jsonl").write_bytes(jsonl(LM_EVAL["boolq"]))
+    (mine.parent / "SHA256SUMS").write_bytes(b"0" * 64 + b"  lm_eval/b\xf6olq.jsonl\n")
+    monkeypatch.setenv("KVMARK_DATA", str(mine.parent))
+    verdict = verdicts()["lm_eval/boolq"]
+    assert (verdict.status, verdict.detail) == ("differs", "SHA256SUMS is not UTF-8: byte 0xf6 at offset 75.")
 
 
 def test_doctor_counts_the_sets_in_the_cache_folder(root, tmp_path, monkeypatch):

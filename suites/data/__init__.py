@@ -21,13 +21,13 @@ are comparable only where the labels are equal. Labels hash what was unpacked, s
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from .faults import DataError
+from .rows import parsed
 from .unpack import SUFFIXES, pieces
 
 DATA_VARIABLE, CACHE_VARIABLE = "KVMARK_DATA", "KVMARK_CACHE"
@@ -82,10 +82,7 @@ def json_rows(raw: bytes, name: str, fields: tuple[str, ...] = ()) -> list[dict[
     for number, line in enumerate(raw.split(b"\n"), 1):
         if not line.strip():
             continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            raise DataError(f"line {number} of {name} is not JSON.") from None
+        row = parsed(line, f"line {number} of {name}")
         missing = [field for field in fields if not isinstance(row, dict) or field not in row]
         if missing or not isinstance(row, dict):
             raise DataError(f"line {number} of {name} is not an object with {', '.join(fields)}.")

@@ -46,6 +46,15 @@ class Dataset:
     def pinned(self) -> bool:
         return all(file.sha256 for file in self.files)
 
+    @property
+    def importable(self) -> str:
+        """What `kvmark data import` takes for this set, in words."""
+        kind, _, split = self.name.partition("/")
+        if kind == "pg19":
+            return f"the books of {self.name} (NUMBER.txt in a folder {split})"
+        names = [file.url.rpartition("/")[2] for file in self.files]
+        return names[0] if len(names) == 1 else f"{' and '.join(names)} (in one folder)"
+
 
 def hub(repository: str, revision: str, path: str, sha256: str | None, size: int | None) -> Remote:
     return Remote(f"{HUB}/datasets/{repository}/resolve/{revision}/{path}", sha256, size)

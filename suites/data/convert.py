@@ -14,16 +14,19 @@ from typing import Any
 
 from .faults import DataError, unreadable
 from .rows import lines, objects
-from .unpack import LARGEST, member_pieces, pieces
+from .unpack import FREE, bounded, member_pieces, pieces, refuse_bomb
 
 Row = dict[str, Any]
+#: Of a table, read at once.
+MOST_ROWS = 64
 
 
 def converted(name: str, files: list[Path]) -> Iterator[bytes]:
     """The bytes of the set's one file, in pieces. Raises DataError."""
     if name in _ROWS:
         try:
-            yield from as_lines(_ROWS[name](files))
+            packed = sum(file.stat().st_size for file in files)
+            yield from bounded(_as_lines(_ROWS[name](files)), files[0].name, packed)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             if isinstance(error, DataError):
                 raise
@@ -34,28 +37,40 @@ def converted(name: str, files: list[Path]) -> Iterator[bytes]:
         yield from pieces(files[0])
 
 
-def as_lines(rows: Iterable[Row]) -> Iterator[bytes]:
+def table_lines(file: Path) -> Iterator[bytes]:
+    """Rows of a parquet table as JSON lines. Raises DataError."""
+    return bounded(_as_lines(_parquet(file)), file.name, file.stat().st_size)
+
+
+def _as_lines(rows: Iterable[Row]) -> Iterator[bytes]:
     """JSON lines. Raises DataError for a row that holds what JSON does not."""
     for row in rows:
         try:
-            yield json.dumps(row, ensure_ascii=False).encode("utf-8") + b"\n"
-        except TypeError as error:
+            line = json.dumps(row, ensure_ascii=False, allow_nan=False)
+        except (TypeError, ValueError) as error:
             raise DataError(f"A row cannot be written as JSON ({error}).") from None
+        yield line.encode("utf-8") + b"\n"
 
 
-def parquet(file: Path) -> Iterator[Row]:
-    """Rows of a table. Raises DataError."""
+def _parquet(file: Path) -> Iterator[Row]:
+    """Rows of a table. Raises DataError.
+
+    Sizes in its head count a text once that all rows share, so a batch has no more rows than fit in FREE if
+    each had the whole group; what comes out is for the caller to bound.
+    """
     import pyarrow
     import pyarrow.parquet
 
     try:
         with pyarrow.parquet.ParquetFile(file) as table:
-            groups = [table.metadata.row_group(group) for group in range(table.num_row_groups)]
-            if sum(group.total_byte_size for group in groups) > LARGEST:
-                raise DataError(f"{file.name} unpacks to more than {LARGEST:,} bytes; it was not taken.")
-            for batch in table.iter_batches():
+            groups = [table.metadata.row_group(n).total_byte_size for n in range(table.num_row_groups)]
+            refuse_bomb(sum(groups), file.name, file.stat().st_size)
+            together = max(1, min(MOST_ROWS, FREE // max(1, *groups)))
+            for batch in table.iter_batches(batch_size=together):
                 yield from batch.to_pylist()
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
+        if isinstance(error, DataError):
+            raise
         raise unreadable(file.name, error) from None
 
 
@@ -103,8 +118,8 @@ def _members(file: Path, ending: str) -> Iterator[Row]:
 _ROWS: dict[str, Callable[[list[Path]], Iterable[Row]]] = {
     "scrolls/squality": _squality,
     "lm_eval/hellaswag": _hellaswag,
-    "lm_eval/arc_easy": lambda files: parquet(files[0]),
-    "lm_eval/arc_challenge": lambda files: parquet(files[0]),
+    "lm_eval/arc_easy": lambda files: _parquet(files[0]),
+    "lm_eval/arc_challenge": lambda files: _parquet(files[0]),
     "lm_eval/winogrande": _winogrande,
     "lm_eval/piqa": _piqa,
     "lm_eval/boolq": _boolq,

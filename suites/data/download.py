@@ -2,10 +2,11 @@
 
 What arrived stays in `FILE.part` until it is whole, with the server's ETag (or date) beside it. The next try
 asks for the rest by Range and If-Range, so a file that changed meanwhile comes anew instead of being glued;
-without an ETag or a date nothing is resumed. Repeated are: no connection, broken and short bodies, 429, 500,
-502, 503, 504 (not before Retry-After). The rest is one sentence, and so is a body that is longer than stated,
-has another SHA-256, or comes by a redirect from https to http. Proxies and certificates are those that
-`requests` finds.
+without an ETag or a date, also in the answer, nothing is resumed. Repeated are: no connection, broken and
+short bodies, 429, 500, 502, 503, 504 (not before Retry-After; more than ten minutes are not waited), and once
+from the start what was joined of several answers and has another SHA-256. The rest is one sentence, and so is
+a body that is longer than stated, has another SHA-256, or comes by a redirect from https to http. Proxies and
+certificates are those that `requests` finds.
 """
 
 from __future__ import annotations
@@ -15,21 +16,10 @@ import os
 import time
 from pathlib import Path
 
+from .answers import Again, Unreached, asking, unreached
 from .catalogue import HUB, Remote
 from .faults import Unavailable, writing
-from .transfer import (
-    HEADERS,
-    Again,
-    Get,
-    Hear,
-    Patience,
-    Unreached,
-    attempt,
-    forget,
-    reason_of,
-    size,
-    unreached,
-)  # fmt: skip
+from .transfer import HEADERS, Get, Hear, Patience, attempt, forget, joined, size
 
 PATIENCE = Patience()
 
@@ -49,11 +39,10 @@ def download(
     part = target.with_name(f"{target.name}.part")
     with writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-    began = size(part)
     _whole(url, remote, part, hear, patience, get)
     found = sha256(part)
-    if began and remote.sha256 not in (None, found):
-        forget(part)  # what lay here may have been of another file: once more, from the start
+    if remote.sha256 not in (None, found) and joined(part):
+        forget(part)  # its pieces may have been of several files: once more, from the start
         _whole(url, remote, part, hear, patience, get)
         found = sha256(part)
     if remote.sha256 not in (None, found):
@@ -85,11 +74,12 @@ def size_of(remote: Remote, patience: Patience = PATIENCE) -> int | None:
     url = address(remote.url)
     try:
         limits = (patience.connect_s, patience.read_s)
-        answer = requests.head(url, allow_redirects=True, timeout=limits, headers=HEADERS)
-    except requests.RequestException as error:
-        raise unreached(url, reason_of(error)) from None
+        with asking(url):
+            answer = requests.head(url, allow_redirects=True, timeout=limits, headers=HEADERS)
+    except Again as error:
+        raise unreached(url, error.args[0]) from None
     length = answer.headers.get("Content-Length", "")
-    return int(length) if answer.ok and length.isdigit() else None
+    return int(length) if answer.ok and length.isdecimal() else None
 
 
 def _whole(url: str, remote: Remote, part: Path, hear: Hear, patience: Patience, get: Get | None) -> None:
@@ -101,6 +91,11 @@ def _whole(url: str, remote: Remote, part: Path, hear: Hear, patience: Patience,
         except Again as error:
             fault, (reason, asked_s) = error, error.args
         furthest, failures = (size(part), 1) if size(part) > furthest else (furthest, failures + 1)
+        if asked_s > patience.most_asked_s:
+            raise Unavailable(
+                f"{url} could not be fetched: {reason} and asks to wait {asked_s:,.0f} s, "
+                f"more than the {patience.most_asked_s:,.0f} s that are waited."
+            )
         wait_s = patience.wait_s(failures, asked_s)
         if failures >= patience.tries or time.monotonic() + wait_s > patience.deadline:
             if isinstance(fault, Unreached) and not furthest:

@@ -29,6 +29,15 @@ def writing(path: Path) -> Iterator[None]:
         raise Unavailable(f"{error.filename or path} cannot be written ({error.strerror}).") from None
 
 
+def amount(count: float) -> str:
+    """Bytes with three digits, e.g. "27.3 MB"."""
+    units = iter(("B", "kB", "MB", "GB", "TB"))
+    unit = next(units)
+    while round(count) >= 1000 and unit != "TB":
+        count, unit = count / 1000, next(units)
+    return f"{count:.3g} {unit}" if count < 1000 else f"{count:,.0f} {unit}"
+
+
 def unreadable(name: str, error: BaseException) -> DataError:
     """A file that is damaged, or not what its name says."""
     reason = getattr(error, "strerror", None) or str(error) or type(error).__name__

@@ -6,16 +6,18 @@ that was interrupted goes on where it was, file by file and byte by byte. PG-19 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from .answers import NoServer
 from .catalogue import Dataset, Remote
 from .convert import converted
 from .download import PATIENCE, Hear, Patience, download, sha256, size_of
-from .faults import DataError, Unavailable
+from .faults import DataError, Unavailable, amount
 from .store import Record, check_rows, claim, hashes, install, place, write
 
 #: (set, bytes done, bytes in all if known)
@@ -28,11 +30,24 @@ def refuse_offline() -> None:
         raise Unavailable("HF_HUB_OFFLINE is set; unset it to fetch, or use `kvmark data import`.")
 
 
+@contextlib.contextmanager
+def _advised(dataset: Dataset) -> Iterator[None]:
+    """Say what to do on a machine without network."""
+    try:
+        yield
+    except NoServer as error:
+        raise Unavailable(
+            f"{str(error).rstrip('.')}: get {dataset.importable} on another machine and use "
+            "`kvmark data import`."
+        ) from None
+
+
 def sized(dataset: Dataset, patience: Patience = PATIENCE) -> Dataset:
     """The set with its bytes, asked of the server where the catalogue does not know them."""
     if dataset.bytes is not None:
         return dataset
-    sizes = [size_of(file, patience) if file.bytes is None else file.bytes for file in dataset.files]
+    with _advised(dataset):
+        sizes = [size_of(file, patience) if file.bytes is None else file.bytes for file in dataset.files]
     return replace(dataset, bytes=None if None in sizes else sum(sizes))
 
 
@@ -41,9 +56,7 @@ def refuse_without_room(root: Path, datasets: list[Dataset]) -> None:
     folder = next(path for path in (root, *root.absolute().parents) if path.exists())
     need, free = sum(dataset.bytes or 0 for dataset in datasets), shutil.disk_usage(folder).free
     if need > free:
-        raise Unavailable(
-            f"{need / 1e9:,.1f} GB are to be fetched; {root} has room for {free / 1e9:,.1f} GB."
-        )
+        raise Unavailable(f"{amount(need)} are to be fetched; {root} has room for {amount(free)}.")
 
 
 def fetch(
@@ -65,7 +78,7 @@ def fetch(
             download(remote, file, heard, patience, **connection)
         return file
 
-    with claim(root, [dataset.name]) as work:
+    with claim(root, [dataset.name]) as work, _advised(dataset):
         files: list[Path] = []
         for remote in dataset.files:
             files.append(get(remote, sum(file.stat().st_size for file in files)))
@@ -75,7 +88,7 @@ def fetch(
             record = fetch_books(root, work, dataset.name, files, get, books)
         else:
             record = _rows(work, dataset, files)
-        record = install(root, work, record)
+        (record,) = install(root, work, record)
         shutil.rmtree(partial, ignore_errors=True)
         return record
 

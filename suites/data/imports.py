@@ -35,7 +35,8 @@ def import_all(root: Path, paths: Iterable[Path], named: str | None = None) -> l
             raise DataError(f"{name} is there twice in what was named; import one of them.")
     with claim(root, names) as work:
         ready = [_ready(root, work, one) for one in found]
-        return [(install(root, work, record), count) for record, count in ready]
+        records = install(root, work, *(record for record, _ in ready))
+        return list(zip(records, (count for _, count in ready), strict=True))
 
 
 def _ready(root: Path, work: Path, found: Found) -> tuple[Record, int]:

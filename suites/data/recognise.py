@@ -2,7 +2,7 @@
 
 SCROLLS   qmsum.zip · qmsum.jsonl[.gz|.xz] · scrolls/TASK/validation.jsonl[.gz|.xz] · a folder of these
 PG-19     a folder like KVMARK_DATA's or the bucket's: {train,validation,test}/ID.txt[.gz]
-lm-eval   piqa.jsonl[.gz|.xz] · piqa.parquet · a folder lm_eval/
+lm-eval   piqa.jsonl[.gz|.xz] · piqa.parquet · a folder lm_eval/ · one with valid.jsonl, valid-labels.lst
 text      anything.txt[.gz] · a folder of these; `--text NAME` reads it
 """
 
@@ -11,14 +11,16 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from ..documents import book_files, stem
 from .catalogue import CATALOGUE, SPLITS
-from .convert import as_lines, converted, parquet
+from .convert import converted, table_lines
 from .download import sha256
 from .faults import DataError
-from .rows import LM_EVAL_FIELDS, fitting, objects
+from .lm_eval_rows import LM_EVAL_FIELDS, fitting
+from .rows import objects
 from .scrolls_rows import FIELDS, TASKS, guess
 from .unpack import SUFFIXES, member_names, member_pieces, pieces
 
@@ -30,7 +32,9 @@ PLACES = (
     "*/validation.jsonl*", "scrolls/*/validation.jsonl*", "scrolls/*.jsonl*", "scrolls/*.zip",
     "lm_eval/*.jsonl*", "lm_eval/*.parquet", "*.jsonl*", "*.zip", "*.parquet",
 )  # fmt: skip
-_PUBLISHED = {known.files[0].sha256: name for name, known in CATALOGUE.items() if len(known.files) == 1}
+#: Sets that are made of published files alone; of PG-19 the catalogue has its titles only, and no book.
+_MADE = {name: known.files for name, known in CATALOGUE.items() if not name.startswith("pg19/")}
+_PUBLISHED = {files[0].sha256: name for name, files in _MADE.items() if len(files) == 1}
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,10 @@ def recognise(path: Path, named: str | None = None) -> list[Found]:
         return [_file(path, named)]
     if not path.is_dir():
         raise DataError(f"There is no file or folder {path}.")
-    found = [*_splits(path, named), *(_file(file, named) for file in _row_files(path))]
+    several = _several(path, named)
+    used = {path / Path(remote.url).name for one in several for remote in _MADE[one.name]}
+    rows = [file for file in _row_files(path) if file not in used]
+    found = [*_splits(path, named), *several, *(_file(file, named) for file in rows)]
     if not found and book_files(path):
         found = [Found(named or f"text/{_plain(path.name)}", path)]
     if not found:
@@ -70,6 +77,17 @@ def _splits(path: Path, named: str | None) -> list[Found]:
             return found
     own = named or f"pg19/{path.name}"
     return [Found(own, path)] if own.startswith("pg19/") and own in CATALOGUE and _numbered(path) else []
+
+
+def _several(path: Path, named: str | None) -> list[Found]:
+    """Sets whose several published files lie in the folder under their own names."""
+    found = []
+    for name, remotes in _MADE.items():
+        files = [path / Path(remote.url).name for remote in remotes]
+        if len(files) > 1 and named in (None, name) and all(file.is_file() for file in files):
+            published = [sha256(file) for file in files] == [remote.sha256 for remote in remotes]
+            found.append(Found(name, path, partial(converted, name, files), published))
+    return found
 
 
 def _numbered(folder: Path) -> bool:
@@ -95,7 +113,7 @@ def _file(path: Path, named: str | None) -> Found:
             raise DataError(f"{path.name} holds {inner[0]}, not {name.removeprefix('scrolls/')}.")
         return Found(name, path, opened)
     if path.suffix == ".parquet":
-        opened = lambda: as_lines(parquet(path))  # noqa: E731
+        opened = lambda: table_lines(path)  # noqa: E731
     elif path.name.endswith(ROWS):
         opened = lambda: pieces(path)  # noqa: E731
     else:

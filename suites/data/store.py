@@ -6,7 +6,8 @@
     .locks/               one process per set; the books of PG-19 share an index and so a lock
 
 A set is one file (scrolls/qmsum/validation.jsonl, lm_eval/piqa.jsonl) or a folder (pg19/test, text/NAME). It
-is made ready elsewhere in the cache folder and then renamed, so a set that is seen is one that was checked.
+is made ready elsewhere in the cache folder and then renamed, so a set that is seen is one that was checked;
+what it takes the place of is kept until all is done (`swap`).
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ import contextlib
 import fcntl
 import hashlib
 import json
-import os
 import shutil
+import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
@@ -25,8 +26,9 @@ from pathlib import Path
 from ..documents import stem
 from . import json_rows
 from .faults import DataError, Unavailable, writing
-from .rows import check_lm_eval
+from .lm_eval_rows import check_lm_eval
 from .scrolls_rows import check_scrolls
+from .swap import put
 from .unpack import pieces
 
 
@@ -76,22 +78,22 @@ def claim(root: Path, names: Iterable[str]) -> Iterator[Path]:
         yield work
 
 
-def install(root: Path, work: Path, record: Record) -> Record:
-    """Put a set that lies ready at the same place below `work` where it belongs. Raises DataError."""
-    new, target = place(work, record.name), place(root, record.name)
-    record = replace(record, when=datetime.now(UTC).isoformat(timespec="seconds"))
-    index = _index(root, record) if record.name.startswith("pg19/") else None
-    with writing(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if target.is_dir():
-            before = work / ".before" / record.name
-            before.parent.mkdir(parents=True, exist_ok=True)
-            target.rename(before)
-        new.replace(target)
-        if index is not None:
-            _write(root / "pg19" / "index.jsonl", index)
-        _write(_record_file(root, record.name), json.dumps(asdict(record), indent=1))
-    return record
+def install(root: Path, work: Path, *records: Record) -> list[Record]:
+    """Put sets that lie ready at the same places below `work` where they belong, all of them or none.
+
+    Raises DataError. Whatever stops it, also Ctrl-C, finds everything as it was before.
+    """
+    when = datetime.now(UTC).isoformat(timespec="seconds")
+    noted = [replace(record, when=when) for record in records]
+    with writing(root), contextlib.ExitStack() as undo:
+        for record in noted:
+            put(place(work, record.name), place(root, record.name), work, undo)
+            if record.name.startswith("pg19/"):
+                _put_text(_index(root, record), root / "pg19" / "index.jsonl", work, undo)
+            text = json.dumps(asdict(record), indent=1)
+            _put_text(text, _record_file(root, record.name), work, undo)
+        undo.pop_all()  # nothing to undo any more
+    return noted
 
 
 def record_of(root: Path, name: str) -> Record | None:
@@ -165,9 +167,8 @@ def _index(root: Path, record: Record) -> str:
     return "".join(f"{json.dumps(entry)}\n" for entry in entries)
 
 
-def _write(file: Path, text: str) -> None:
-    """At once or not at all."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    fresh = file.with_name(f".{file.name}.{os.getpid()}")
-    fresh.write_text(text, encoding="utf-8")
-    fresh.replace(file)
+def _put_text(text: str, target: Path, work: Path, undo: contextlib.ExitStack) -> None:
+    with writing(target):
+        new = Path(tempfile.mkdtemp(dir=work)) / target.name
+        new.write_text(text, encoding="utf-8")
+    put(new, target, work, undo)

@@ -4,7 +4,7 @@ What a header says about sizes is never believed. A file may unpack to LARGEST b
 to no more than RATIO times its size on disk (text packs to a third or a quarter of its size; rows of
 NarrativeQA repeat a book some thirty times, which xz finds out). Archives are refused as a whole if one
 member would leave the folder, is a link, is there twice or is encrypted, though no member is ever written
-under its own name.
+under its own name. What `convert` makes of tables and of others' rows is held to the same limits (`bounded`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import stat
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -49,7 +49,7 @@ def pieces(path: Path, largest: int = LARGEST) -> Iterator[bytes]:
             stream = stack.enter_context(_OPEN.get(path.suffix, _OPEN[""])(path))
         except BROKEN as error:
             raise unreadable(path.name, error) from None
-        yield from _limited(stream, path.name, size, largest)
+        yield from bounded(_read(stream, path.name), path.name, size, largest)
 
 
 def member_pieces(path: Path, ending: str, largest: int = LARGEST) -> Iterator[bytes]:
@@ -61,7 +61,7 @@ def member_pieces(path: Path, ending: str, largest: int = LARGEST) -> Iterator[b
             stream = stack.enter_context(archive.open(name))
         except BROKEN as error:
             raise error if isinstance(error, DataError) else unreadable(path.name, error) from None
-        yield from _limited(stream, path.name, path.stat().st_size, largest)
+        yield from bounded(_read(stream, path.name), path.name, path.stat().st_size, largest)
 
 
 def member_names(path: Path) -> list[str]:
@@ -73,9 +73,25 @@ def member_names(path: Path) -> list[str]:
         raise error if isinstance(error, DataError) else unreadable(path.name, error) from None
 
 
-def _limited(stream: IO[bytes], name: str, packed: int, largest: int) -> Iterator[bytes]:
-    """Raise DataError as soon as more comes out than may."""
+def bounded(parts: Iterable[bytes], name: str, packed: int, largest: int = LARGEST) -> Iterator[bytes]:
+    """The same pieces. Raises DataError as soon as more came than a file of `packed` bytes may hold."""
     done = 0
+    for piece in parts:
+        done += len(piece)
+        refuse_bomb(done, name, packed, largest)
+        yield piece
+
+
+def refuse_bomb(unpacked: int, name: str, packed: int, largest: int = LARGEST) -> None:
+    """Raise DataError for more bytes than a file of `packed` bytes may hold."""
+    if unpacked > largest:
+        raise DataError(f"{name} unpacks to more than {largest:,} bytes; it was not taken.")
+    if unpacked > max(FREE, RATIO * packed):
+        raise DataError(f"{name} unpacks to more than {RATIO} times its size; it was not taken.")
+
+
+def _read(stream: IO[bytes], name: str) -> Iterator[bytes]:
+    """All pieces of a stream. Raises DataError."""
     while True:
         try:
             piece = stream.read(PIECE)
@@ -83,11 +99,6 @@ def _limited(stream: IO[bytes], name: str, packed: int, largest: int) -> Iterato
             raise unreadable(name, error) from None
         if not piece:
             return
-        done += len(piece)
-        if done > largest:
-            raise DataError(f"{name} unpacks to more than {largest:,} bytes; it was not taken.")
-        if done > max(FREE, RATIO * packed):
-            raise DataError(f"{name} unpacks to more than {RATIO} times its size; it was not taken.")
         yield piece
 
 

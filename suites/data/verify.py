@@ -1,4 +1,4 @@
-"""What is here, under which label, and whether it still is what it was.
+"""What is here, what names it, and whether it still is what it was.
 
 In the cache folder every set is held to the SHA-256 that was recorded when it was fetched or imported. In
 $KVMARK_DATA files are held to a SHA256SUMS at its top, if there is one. Books of PG-19 are held to PG-19's
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..documents import TextError, book_files, stem
+from ..documents import TextError, book_files, decode_text, stem
 from . import DATA_VARIABLE, cache_folder, find_in, folders, label_of_hashes
 from .book_index import INDEX, known_books
 from .catalogue import SPLITS
@@ -55,7 +55,11 @@ def here(name: str) -> Path | None:
 
 
 def label_in(root: Path, name: str) -> str:
-    """The label that rows of results would hold, or why there is none."""
+    """What tells this set from another version of it, or why nothing can.
+
+    The label that rows of results would hold; of lm-eval's sets, whose rows have a label of their own (the
+    library's version and the rows that were asked), the file's SHA-256.
+    """
     from ..text import resolve
 
     kind, _, rest = name.partition("/")
@@ -66,6 +70,8 @@ def label_in(root: Path, name: str) -> str:
             return resolve(str(root / name)).label
         record = record_of(root, name) if root == cache_folder() else None
         found = record.files.values() if record else [sha256_of(_rows(root, name))]
+        if kind == "lm_eval":
+            return f"sha256 {next(iter(found))[:12]}"
         return label_of_hashes(f"{kind}:{rest}", found)
     except TextError as error:
         return str(error)
@@ -134,9 +140,10 @@ def _differences(stated: dict[str, str], found: dict[str, str]) -> list[str]:
 def _sums(root: Path, name: str) -> dict[str, str]:
     """{path: SHA-256} of a set's files in SHA256SUMS, the format of sha256sum."""
     file = root / SUMS
-    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    lines = decode_text(file.read_bytes(), SUMS).splitlines() if file.is_file() else []
     parts = [line.split(maxsplit=1) for line in lines if line.strip()]
-    sums = {path.lstrip("*"): digest for digest, path in (part for part in parts if len(part) == 2)}
+    parts = [part for part in parts if len(part) == 2]
+    sums = {path.removeprefix("*").removeprefix("./"): digest.lower() for digest, path in parts}
     return {path: digest for path, digest in sums.items() if path.startswith((f"{name}/", f"{name}.jsonl"))}
 
 

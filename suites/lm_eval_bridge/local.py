@@ -1,7 +1,8 @@
 """Rows and preparation for the YAML files in local_tasks/: what they name with `!function`.
 
 Rows come from memory, not from `datasets.load_dataset`: nothing is written to a cache, no network is asked,
-and what is scored is what the label of a run was taken over.
+and what is scored is what the label of a run was taken over. Answers have the types of the hub's tables, as
+lm-eval expects them, also where a file on this machine has others.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from ..data import DataError, find, json_rows, read
+from ..data.lm_eval_rows import typed
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -36,7 +38,10 @@ def rows(task: str, **metadata: Any) -> dict[str, Dataset]:
             f"Task {task} has no rows here: {name} is neither in the folder that KVMARK_DATA names nor in "
             "the cache folder (kvmark data list)."
         )
-    found = json_rows(read(path), name, FIELDS[task])
+    found = [
+        typed(row, task, f"row {number} of {name}")
+        for number, row in enumerate(json_rows(read(path), name, FIELDS[task]), 1)
+    ]
     try:
         return {"rows": Dataset.from_list(found)}
     except (TypeError, ValueError) as error:  # of Arrow: a column has one type
