@@ -44,16 +44,17 @@ class TestCounts:
             "length": "512 tokens",
             "trials": "6",
             "found": "3",
-            "missed\nevicted": "2",
+            "missed\nlost": "2",
             "missed\nkept but not used": "1",
             "found\nkept": "2",
-            "found\nalthough evicted": "1",
+            "found\nalthough lost": "1",
+            "held\nmean share": "90.6 %",
             "where it was lost": "layer 2 (3 of 6)",
         }
         words = in_words(finding)
-        assert "the needle was evicted in layer 2 (3 of 6)." in words
+        assert "tokens of the asked value were evicted in layer 2 (3 of 6)." in words
         assert "Held in every trial: layers 0, 1, 3." in words
-        assert "Missed: 2 evicted, 1 kept but not used. Found: 1 although evicted, 2 kept." in words
+        assert "Missed: 2 lost, 1 kept but not used. Found: 1 although lost, 2 kept." in words
 
     def test_all_that_was_asked_for_has_to_be_held(self, tmp_path):
         """Two spans: the second is gone from layer 1, and a part of an answer is no hit."""
@@ -65,7 +66,7 @@ class TestCounts:
 
     def test_what_went_while_answering_is_told_apart(self, tmp_path):
         _, (finding,) = found_in(tmp_path, [told("probe:budget=8", [(0, HOLE, FULL), (0, HOLE, HOLE)])])
-        assert "In 1 of these trials it went only while the answer was produced." in in_words(finding)
+        assert "In 1 of these trials they went only while the answer was produced." in in_words(finding)
 
     def test_many_layers_are_summed_up(self, tmp_path):
         trials = [(0, {layer: float(layer > number) for layer in range(32)}) for number in range(8)]
@@ -81,12 +82,12 @@ class TestCounts:
         group, found = found_in(tmp_path, cells)
         assert [(finding.context, len(finding.trials)) for finding in found] == [(256.0, 2), (512.0, 2)]
         (section,) = held_sections(group, "held")
-        assert [name for name, _ in section.folded] == ["At 256 tokens"]
+        assert [name for name, _ in section.folded] == ["At 256 tokens", "Misses by length and depth"]
         (chart,) = section.charts
         assert [[entry.text for entry in row] for row in chart.table.rows] == [
-            ["0 %", "100.0 %", "100.0 %", "0.0 %", "100.0 %"],
-            ["100 %", "100.0 %", "100.0 %", "0.0 %", "100.0 %"],
-            ["all", "100.0 %", "100.0 %", "0.0 %", "100.0 %"],
+            ["0 %", "100.0 %", "100.0 %", "25.0 %", "100.0 %"],
+            ["100 %", "100.0 %", "100.0 %", "25.0 %", "100.0 %"],
+            ["all", "100.0 %", "100.0 %", "25.0 %", "100.0 %"],
         ]
 
 
@@ -95,7 +96,7 @@ class TestWords:
         cells = [told("transformer", [(1, FULL)], evicted=0), told("lococo:budget=8", [(1, {}), (0, {})])]
         group, (full, mixed) = found_in(tmp_path, cells)
         assert where(mixed) == "not known: slots hold mixtures"
-        assert "whether the needle was still held is not known: slots hold mixtures" in in_words(mixed)
+        assert "whether the asked value was still held is not known: slots hold mixtures" in in_words(mixed)
         assert [entry.text for entry in held_table([mixed]).rows[0]][3:8] == ["1", "–", "–", "–", "–"]
         assert where(full) == "nowhere; layers 0–3 held it"
         (section,) = held_sections(group, "held")
@@ -209,7 +210,7 @@ def test_a_needle_that_a_real_cache_evicts_in_layer_2(tmp_path):
     write_rows(run / "cells" / f"{cell['key']}.parquet", rows)
     text = build([run], tmp_path / "out").read_text(encoding="utf-8")
     part = text.split("<h2>Evicted, or kept but not used?</h2>")[1].split("</section>")[0]
-    assert "the needle was evicted in layer 2 (1 of 2)." in part
+    assert "tokens of the asked value were evicted in layer 2 (1 of 2)." in part
     assert "Held in every trial: layers 0, 1, 3." in part
-    assert "Missed: 1 evicted, 0 kept but not used. Found: 0 although evicted, 1 kept." in part
+    assert "Missed: 1 lost, 0 kept but not used. Found: 0 although lost, 1 kept." in part
     assert "<td>layer 2 (1 of 2)</td>" in part and part.count("<figure") == 1

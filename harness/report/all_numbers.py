@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pandas as pd
 
 from ..metrics import METRICS, NOTHING, metric
@@ -37,11 +38,17 @@ def numbers_section(group: Group) -> Section:
 
 
 def _unknown_values(group: Group) -> list[str]:
-    """Why a number that was asked for is not there, where its rows say so."""
-    rows = group.rows[(group.rows["status"] == "ok") & group.rows["value"].isna()]
+    """Why a number that was asked for is not there, where its rows say so.
+
+    Messages that differ in nothing but numbers (the token at which it happened) are one, told by the first.
+    """
+    rows = group.rows[(group.rows["status"] == "ok") & ~np.isfinite(group.rows["value"].astype(float))]
     rows = rows[rows["message"].notna()]
     found = []
-    for message, part in rows.groupby("message", sort=False):
+    for _, part in rows.groupby(rows["message"].str.replace(r"\d[\d,]*", "#", regex=True), sort=False):
+        message = part["message"].iloc[0]
+        if (alike := part["message"].nunique()) > 1:
+            message += f" The first of {alike} such messages."
         labels = "; ".join(metric(name).label for name in dict.fromkeys(part["metric"]))
         owners = [a for a in group.architectures if a in set(part["architecture"])]
         whose = "" if owners == group.architectures else f" of {', '.join(owners)}"
@@ -87,7 +94,7 @@ def _language_table(group: Group, source: Source) -> Table:
     idle = not_exercised(group.ok[group.ok["suite"] == source.suite])
     rows = []
     for line in language(group, source).itertuples():
-        unused = "not exercised" * ((line.architecture, line.context) in idle)
+        unused = " · ".join(["not exercised"] * ((line.architecture, line.context) in idle) + [line.spoilt])
         numbers = [METRICS[name].format(getattr(line, name)) for name in names]
         row = [line.architecture, context_name(line.context), f"{line.texts}"]
         rows.append([*row, Entry(numbers[0], unused), *numbers[1:]])

@@ -11,6 +11,7 @@ from .canvas import Chart
 from .groups import Group, context_name, not_exercised
 from .html import Entry, Table, table_of
 from .language import (
+    NOT_FINITE,
     Source,
     bits_difference,
     bits_interval,
@@ -18,6 +19,7 @@ from .language import (
     is_pg19,
     language_cases,
     language_sources,
+    not_finite,
     transformer_of,
 )
 from .lines import by_position as position_chart
@@ -28,7 +30,8 @@ from .statistics import FEW_CASES, language_totals
 LEAD = (
     "Sums over all texts, each token scored once through the cache; small print gives 95 % intervals, "
     "resampled over whole texts, and the difference to the transformer on the same texts. Numbers of two "
-    "protocols do not compare and stand in tables of their own."
+    "protocols do not compare and stand in tables of their own. A text whose likelihood was not finite is "
+    "left out whole, for that architecture."
 )
 
 
@@ -50,7 +53,8 @@ def book_table(group: Group, source: Source) -> Table:
     """Bits per byte with its interval, the paired difference, perplexities; one line per architecture."""
     cases, base = language_cases(group, source), transformer_of(group.architectures)
     idle = not_exercised(group.ok[group.ok["suite"] == source.suite])
-    contexts = sorted(cases["context"].unique())
+    bad = not_finite(group, source)
+    contexts = sorted({*cases["context"], *(context for _, context in bad)})
     known = set(cases.columns[cases.notna().any()])
     columns = ["architecture"] + ["context"] * (len(contexts) > 1) + ["texts"]
     numbers = ["bits/byte"] + ["difference to\ntransformer"] * (base is not None)
@@ -63,12 +67,18 @@ def book_table(group: Group, source: Source) -> Table:
         for context in contexts:
             there = cases["context"] == context
             own = cases[there & (cases["architecture"] == architecture)]
+            spoilt = bad.get((architecture, context))
+            if own.empty and spoilt is None:
+                continue
+            row = [Entry(architecture)] + [Entry(context_name(context))] * (len(contexts) > 1)
             if own.empty:
+                row += [Entry("0"), Entry(NOT_FINITE, "{} of {} texts".format(*spoilt), failed=True)]
+                rows.append(row + [Entry(NOTHING)] * (len(columns) - len(row)))
                 continue
             totals = language_totals(own)
             bits = METRICS["bits_per_byte"].format(totals["bits_per_byte"])
             note = [_interval(bits_interval(own))] + ["not exercised"] * ((architecture, context) in idle)
-            row = [Entry(architecture)] + [Entry(context_name(context))] * (len(contexts) > 1)
+            note += [] if spoilt is None else [f"{NOT_FINITE} in {spoilt[0]} of {spoilt[1]} texts"]
             row += [Entry(f"{len(own)}"), Entry(bits, " · ".join(filter(None, note)))]
             if base is not None:
                 row.append(_difference(own, cases[there & (cases["architecture"] == base)], base))
@@ -113,6 +123,8 @@ def _perplexity(cases: pd.DataFrame, nats: str, count: str) -> Entry:
 
 def _few(group: Group, source: Source) -> list[str]:
     texts = language_cases(group, source).groupby(["architecture", "context"])["case"].nunique()
+    if texts.empty:
+        return []
     most = int(texts.max())
     if most >= FEW_CASES:
         return []

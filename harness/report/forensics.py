@@ -3,23 +3,26 @@
 From rows `watched_held_share` (one per case, layer and watched span; see harness.held) and the score of the
 same case:
 
-    kept        every layer whose slots have positions held all of every watched span
-    evicted     the policy took tokens in this trial, and some such layer lost part of a span
+    kept        every head of every layer whose slots have positions held all of every watched span
+    evicted     the policy took tokens in this trial, and some head of some such layer lost part of a span
     by window   the policy took nothing, but a layer's own sliding window has moved on: still kept, if any
                 state holds the spans whole (YOCO's shared cache, a model's global layers), else lost
 
-So a miss is either *evicted* or *kept but not used*, and a hit may be one *although evicted*: other layers,
-or later tokens that had read the span, sufficed. States without positions give no rows: that is not known.
+So a miss is either *lost* (one way or the other) or *kept but not used*, and a hit may be one *although
+lost*: other heads, other layers, or later tokens that had read the span, sufficed. One token of one head is a
+loss by this rule, so the mean share that a layer held is told beside it. States without positions give no
+rows: that is not known.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import dataclass, field
 
 import pandas as pd
 
-from .groups import CONTEXT_AXES, Group
+from .groups import CONTEXT_AXES, Group, needle_judge
 
 #: Scores of one case that say whether it was a hit (1) or not, the first that a suite has.
 JUDGES = ("accuracy_strict", "accuracy_all", "ruler_all", "recall_accuracy")
@@ -38,6 +41,7 @@ class Trial:
     lost: tuple[str, ...]  # when the answer had been produced
     lost_before: tuple[str, ...]  # when the prompt ended
     acted: bool
+    shares: dict[str, float] = field(default_factory=dict)  # state -> mean share that it still held
 
     @property
     def kept(self) -> bool:
@@ -60,6 +64,11 @@ class Finding:
         return sorted({s for trial in self.trials for s in trial.states}, key=state_order)
 
     @property
+    def depths(self) -> list[float]:
+        """Depths of the trials that have one, ascending."""
+        return sorted({trial.depth for trial in self.trials if not math.isnan(trial.depth)})
+
+    @property
     def evicted(self) -> Counter[str]:
         """State -> trials in which the policy took part of what was watched from it."""
         return Counter(state for trial in self.trials if trial.acted for state in trial.lost)
@@ -73,10 +82,11 @@ class Finding:
         """Trials of one of the four kinds."""
         return sum(trial.hit == hit and trial.kept == kept for trial in self.trials)
 
-    def held(self, state: str, depth: float | None = None) -> float | None:
-        """Share of the trials (of a depth) in which a state held everything; None without trials."""
-        there = [t for t in self.trials if state in t.states and (depth is None or t.depth == depth)]
-        return sum(state not in trial.lost for trial in there) / len(there) if there else None
+    def held(self, state: str | None = None, depth: float | None = None) -> float | None:
+        """Mean share that a state (or all of them) held in the trials (of a depth); None without trials."""
+        trials = [trial for trial in self.trials if depth is None or trial.depth == depth]
+        shares = [share for t in trials for s, share in t.shares.items() if state in (None, s)]
+        return sum(shares) / len(shares) if shares else None
 
 
 def state_order(state: str) -> tuple[bool, int]:
@@ -92,19 +102,22 @@ def watched_suites(group: Group) -> list[str]:
 def findings(group: Group, suite: str) -> list[Finding]:
     """One per kind of cell, context and architecture that scored watched cases, in that order."""
     rows = group.ok[(group.ok["suite"] == suite) & group.ok["case"].notna()]
-    judge = next((name for name in JUDGES if (rows["metric"] == name).any()), None)
+    judges = (needle_judge(suite)[0], *JUDGES)
+    judge = next((name for name in judges if (rows["metric"] == name).any()), None)
     if judge is None:
         return []
     keys = ["architecture", "cell", "case"]
-    lost, kind = _lost(rows, keys), _kinds(group, suite)
-    watched = set(rows.loc[rows["metric"] == "watched_held_share", "case"])
+    held, kind = _watched(rows), _kinds(group, suite)
+    lost, share = _lost(held, keys), _shares(held, keys)
+    watched = set(held["case"])
     gone = rows[rows["metric"] == "evicted_tokens"].groupby(keys)["value"].max()
     found: dict[tuple[str, float, str], Finding] = {}
     for case in rows[(rows["metric"] == judge) & rows["case"].isin(watched)].itertuples():
         key = (case.architecture, case.cell, case.case)
         states, now, before = lost.get(key, ((), (), ()))
+        own = {state: share[key, state] for state in states}
         # Unknown counts as acted: a loss that nobody explains is not put down to a window.
-        trial = Trial(case.depth, case.value >= WHOLE, states, now, before, gone.get(key, 1.0) > 0)
+        trial = Trial(case.depth, case.value >= WHOLE, states, now, before, gone.get(key, 1.0) > 0, own)
         place = (case.architecture, case.context, kind.get(case.cell, ""))
         found.setdefault(place, Finding(*place)).trials.append(trial)
     order = group.architectures.index
@@ -127,11 +140,21 @@ def _kinds(group: Group, suite: str) -> dict[str, str]:
     return {cell["key"]: ", ".join(told(n, cell["axes"].get(n)) for n in names) for cell in cells}
 
 
-def _lost(rows: pd.DataFrame, keys: list[str]) -> dict[tuple, tuple[tuple[str, ...], ...]]:
-    """Case -> states with positions, those that lost part of a span, and those that had before the answer."""
+def _watched(rows: pd.DataFrame) -> pd.DataFrame:
+    """What was held, with the name of its `state`, and whether that was `before` the answer."""
     rows = rows[rows["metric"] == "watched_held_share"]
     layer = rows["layer"].map(lambda layer: SHARED if pd.isna(layer) else str(int(layer)))
-    rows = rows.assign(state=layer, before=rows["phase"] == "prefill")
+    return rows.assign(state=layer, before=rows["phase"] == "prefill")
+
+
+def _shares(rows: pd.DataFrame, keys: list[str]) -> dict[tuple[tuple, str], float]:
+    """(case, state) -> mean over the spans of what was held when the answer had been produced."""
+    means = rows[~rows["before"]].groupby([*keys, "state"], sort=False)["value"].mean()
+    return {(tuple(key), state): float(share) for (*key, state), share in means.items()}
+
+
+def _lost(rows: pd.DataFrame, keys: list[str]) -> dict[tuple, tuple[tuple[str, ...], ...]]:
+    """Case -> states with positions, those that lost part of a span, and those that had before the answer."""
     found: dict[tuple, tuple[list[str], list[str], list[str]]] = {}
     least = rows.groupby([*keys, "before", "state"], sort=False)["value"].min()
     for (*key, before, state), share in least.items():

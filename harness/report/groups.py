@@ -179,8 +179,16 @@ def told_apart(suites: Sequence[str]) -> dict[str, str]:
     }
 
 
+def needle_judge(suite: str) -> tuple[str, str]:
+    """(metric that judges, what to call it): strict, but of variant=city the substring, as YOCO's."""
+    if "variant=city" in suite.partition(":")[2].split(","):
+        return "accuracy_substring", "city, substring (official)"
+    return "accuracy_strict", "strict"
+
+
 def needle(group: Group, suite: str) -> pd.DataFrame:
-    """One line per architecture, length, depth: strict hits, substring hits, scored trials."""
+    """One line per architecture, length, depth: hits and scored trials, strict and substring, and of what
+    judges the suite (`hits`, `trials`)."""
     rows = group.ok[(group.ok["suite"] == suite)]
     rows = rows[rows["metric"].isin(["accuracy_strict", "accuracy_substring"])]
     keys = ["architecture", "context", "depth"]
@@ -190,6 +198,8 @@ def needle(group: Group, suite: str) -> pd.DataFrame:
         present = ("sum", name) in sums.columns
         found[f"{column}_hits"] = sums[("sum", name)].fillna(0.0) if present else 0.0
         found[f"{column}_trials"] = sums[("count", name)].fillna(0).astype(int) if present else 0
+    judge = needle_judge(suite)[0].removeprefix("accuracy_")
+    found["hits"], found["trials"] = found[f"{judge}_hits"], found[f"{judge}_trials"]
     return found.reset_index()
 
 

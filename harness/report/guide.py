@@ -69,19 +69,20 @@ DEFINITIONS: tuple[tuple[str, str], ...] = (
         "needle, strict",
         (
             "Share of trials in which the first integer of the answer equals the hidden number; substring "
-            "scoring accepts the number anywhere in it. The answer is generated through the cache under "
-            "test. Beside it Wilson's 95 % interval, which takes trials as independent."
+            "scoring accepts the number anywhere in it, and judges variant=city, whose official score it is. "
+            "The answer is generated through the cache under test. Beside it Wilson's 95 % interval, which "
+            "takes trials as independent."
         ),
     ),
     (
-        "evicted, kept but not used",
+        "lost, kept but not used",
         (
-            "Each trial watches the tokens that hold what is asked for. When the answer has been produced, "
-            "every layer whose slots have positions is looked at: if one lost part of it to the policy, the "
-            "trial counts as evicted, else as kept. A sliding window that is part of the network evicts "
-            "nothing: then it counts as kept while any state still holds all of it, such as a cache that "
-            "several layers share and that belongs to none. Slots that hold mixtures of tokens, and "
-            "recurrent states, do not tell what they hold."
+            "Each trial watches the tokens of the value that is asked for. When the answer has been "
+            "produced, every layer whose slots have positions is looked at: if any head of one lost any of "
+            "them to the policy, the trial counts as lost, else as kept; the mean share that was held "
+            "stands beside it. A sliding window that is part of the network evicts nothing: then it counts "
+            "as kept while any state still holds all of it, such as a cache that several layers share, else "
+            "as lost. Slots that hold mixtures of tokens, and recurrent states, do not tell what they hold."
         ),
     ),
     (

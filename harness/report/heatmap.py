@@ -1,4 +1,4 @@
-"""Maps of shares as colour and as a number; above all needles: length across, depth down, strict accuracy.
+"""Maps of shares as colour and as a number; above all needles: length across, depth down, accuracy.
 
 One scale from 0 to 100 % for all of them, in steps of a tenth; the page's own legend shows it. Depth 0
 is the beginning of the text, the place that a cache with a budget forgets first.
@@ -14,7 +14,7 @@ from matplotlib.patches import Rectangle
 
 from ..metrics import NOTHING
 from .canvas import GRID, MUTED, ON_DARK, ON_LIGHT, RAMP, Chart, drawing, figure, footnote, render
-from .groups import Group, needle, not_exercised
+from .groups import Group, needle, needle_judge, not_exercised
 from .html import Entry, table_of
 from .remarks import hand_set
 from .statistics import wilson
@@ -30,10 +30,12 @@ def heatmap(
     failed: pd.DataFrame,
     idle: set[float],
     remark: str = "",
+    official: bool = False,
 ) -> Chart:
     """The map of one architecture; `trials` and `failed` are its lines of `needle` and failure rows.
 
-    Lengths in `idle`, where the policy had nothing to evict, stand in brackets. `remark` is small print.
+    Lengths in `idle`, where the policy had nothing to evict, stand in brackets. `remark` is small print;
+    `official`: the substring judges, not the strict score.
     """
     lengths = sorted({*trials["context"], *failed["context"]})
     depths = sorted({d for d in [*trials["depth"], *failed["depth"]] if not math.isnan(d)}) or [math.nan]
@@ -47,10 +49,11 @@ def heatmap(
     labels = [_length(length, idle) for length in lengths], [depth_name(depth) for depth in depths]
     names, what = ("length, tokens", "depth"), f"needle accuracy of {architecture}"
     svg, png = share_map(slug, architecture, what, *labels, shares, names, remark)
-    rows = [
-        [depth_name(depth), *(_entry(scored.get((c, _key(depth))), broken, c, depth) for c in lengths)]
-        for depth in depths
-    ]
+
+    def entry(length: float, depth: float) -> Entry:
+        return _entry(scored.get((length, _key(depth))), broken, length, depth, official)
+
+    rows = [[depth_name(depth), *(entry(length, depth) for length in lengths)] for depth in depths]
     unused = {length: "\nnot exercised" * (length in idle) for length in lengths}
     table = table_of(["depth", *(f"{length:,.0f} tokens{unused[length]}" for length in lengths)], rows)
     return Chart(slug, architecture, svg, png, table)
@@ -61,6 +64,7 @@ def suite_heatmaps(prefix: str, group: Group, suite: str) -> list[Chart]:
     trials = needle(group, suite)
     idle = not_exercised(group.ok[group.ok["suite"] == suite])
     failures = group.failures[group.failures["suite"] == suite]
+    official = needle_judge(suite)[0] == "accuracy_substring"
     charts = []
     for number, architecture in enumerate(group.architectures):
         own = trials[trials["architecture"] == architecture]
@@ -68,7 +72,8 @@ def suite_heatmaps(prefix: str, group: Group, suite: str) -> list[Chart]:
         if len(own) or len(failed):
             unused = {context for name, context in idle if name == architecture}
             remark = hand_set(group, [architecture])
-            charts.append(heatmap(f"{prefix}-{number}", architecture, own, failed, unused, remark))
+            slug = f"{prefix}-{number}"
+            charts.append(heatmap(slug, architecture, own, failed, unused, remark, official))
     return charts
 
 
@@ -79,7 +84,7 @@ def _key(depth: float) -> float | None:
 def _share(cell: object, broken: dict, length: float, depth: float) -> float | str:
     if cell is None:
         return broken.get((length, _key(depth)), broken.get((length, None))) or NOTHING
-    return cell.strict_hits / cell.strict_trials if cell.strict_trials else math.nan
+    return cell.hits / cell.trials if cell.trials else math.nan
 
 
 def share_map(
@@ -139,15 +144,18 @@ def depth_name(depth: float) -> str:
     return "all" if math.isnan(depth) else f"{100 * depth:.0f} %"
 
 
-def _entry(cell: object, broken: dict, length: float, depth: float) -> Entry:
+def _entry(cell: object, broken: dict, length: float, depth: float, official: bool) -> Entry:
+    """The share that judges, with the other score in small print (`official`: the substring judges)."""
     if cell is None:
         status = broken.get((length, _key(depth)), broken.get((length, None)))
         return Entry(status or NOTHING, failed=status is not None)
-    if not cell.strict_trials:
+    if not cell.trials:
         return Entry(NOTHING, "unscored")
-    low, high = wilson(cell.strict_hits, cell.strict_trials)
+    low, high = wilson(cell.hits, cell.trials)
+    strict = f" · strict {cell.strict_hits:.0f}" if cell.strict_trials else ""
     substring = f" · substring {cell.substring_hits:.0f}" if cell.substring_trials else ""
     return Entry(
-        f"{100 * cell.strict_hits / cell.strict_trials:.0f} %",
-        f"{100 * low:.0f}–{100 * high:.0f} % · {cell.strict_hits:.0f} of {cell.strict_trials}{substring}",
+        f"{100 * cell.hits / cell.trials:.0f} %",
+        f"{100 * low:.0f}–{100 * high:.0f} % · {cell.hits:.0f} of {cell.trials}"
+        + (strict if official else substring),
     )

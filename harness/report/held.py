@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 
 from ..metrics import NOTHING, format_share
@@ -18,14 +17,17 @@ MOST_LISTED = 4
 UNKNOWN = "not known: slots hold mixtures"
 
 LEAD = (
-    "What the cache held of the needle's tokens when the answer had been produced, in every layer whose "
-    "slots have positions. A miss is either evicted (some layer had lost part of it) or kept but not used; a "
-    "hit may come although it was evicted, because other layers or later tokens still knew. Where several "
-    "things were asked for, all of them have to be held, and found."
+    "What the cache held of the tokens of the value that was asked for (not of the words around it) when "
+    "the answer had been produced, in every layer whose slots have positions. Lost means: some head of some "
+    "layer had lost some of these tokens, evicted by the policy, or left behind by the model's own window "
+    "while no other layer held them. A miss is either lost or kept but not used; a hit may come although it "
+    "was lost, because other heads, layers or later tokens still knew. Beside that strict rule stands the "
+    "mean share of these tokens that was held. Where several values were asked for, all of them have to "
+    "be held, and found."
 )
 MAPS = (
-    " The maps show in what share of the trials a layer held all of it, at the largest length; "
-    "“shared” is a cache that belongs to no layer."
+    " The maps show the mean share of the asked values' tokens that a layer held, over its heads and the "
+    "trials, at the largest length (shorter ones folded); “shared” is a cache that belongs to no layer."
 )
 
 
@@ -47,12 +49,15 @@ def held_sections(group: Group, prefix: str) -> list[Section]:
             part.folded = [(f"At {context_name(longest)}", held_table(last))]
         else:
             part.tables, part.notes = [held_table(last)], [in_words(finding) for finding in last]
+            part.charts = _maps(f"{prefix}-{number}", last)
             for context in sorted({finding.context for finding in found} - {longest}, reverse=True):
                 shorter = [finding for finding in found if finding.context == context]
                 part.folded.append((f"At {context_name(context)}", held_table(shorter)))
-            lossy = [finding for finding in last if finding.evicted or finding.windowed]
-            part.charts = [_map(f"{prefix}-{number}-{place}", one) for place, one in enumerate(lossy)]
-        if part.charts:
+                if maps := _maps(f"{prefix}-{number}-{context:.0f}", shorter):
+                    part.folded_charts.append((f"Maps at {context_name(context)}", maps))
+        if len({(finding.context, depth) for finding in found for depth in finding.depths}) > 1:
+            part.folded.append(("Misses by length and depth", misses_table(found)))
+        if part.all_charts:
             part.lead, part.maps = (part.lead + MAPS).strip(), True
         sections.append(part)
     return sections
@@ -70,11 +75,36 @@ def held_table(found: list[Finding]) -> Table:
             row += [f"{finding.count(hit=hit, kept=kept)}" for hit, kept in four]
         else:
             row += [NOTHING] * 4
+        row.append(format_share(finding.held()))
         rows.append([*map(Entry, row), Entry(where(finding))])
-    columns = ["missed\nevicted", "missed\nkept but not used", "found\nkept", "found\nalthough evicted"]
+    columns = ["missed\nlost", "missed\nkept but not used", "found\nkept", "found\nalthough lost"]
+    columns.append("held\nmean share")
     return table_of(
         ["architecture", *["cells"] * kinds, "length", "trials", "found", *columns, "where it was lost"], rows
     )
+
+
+def misses_table(found: list[Finding]) -> Table:
+    """Why the misses of each length and depth were misses."""
+    kinds, rows = any(finding.kind for finding in found), []
+    depths = sorted({depth for finding in found for depth in finding.depths})
+    for finding in found:
+        row = [finding.architecture, *[finding.kind] * kinds, context_name(finding.context)]
+        rows.append([*map(Entry, row), *(_misses(finding, depth) for depth in depths)])
+    columns = ["architecture", *["cells"] * kinds, "length", *(f"depth {depth_name(d)}" for d in depths)]
+    return table_of(columns, rows)
+
+
+def _misses(finding: Finding, depth: float) -> Entry:
+    there = [trial for trial in finding.trials if trial.depth == depth]
+    missed = [trial for trial in there if not trial.hit]
+    if not there:
+        return Entry(NOTHING)
+    if not missed:
+        return Entry("none missed", f"n = {len(there)}")
+    kept = sum(trial.kept for trial in missed)
+    told = f"{len(missed) - kept} lost, {kept} kept" if finding.states else f"{len(missed)} missed, not known"
+    return Entry(told, f"n = {len(there)}")
 
 
 def where(finding: Finding) -> str:
@@ -94,20 +124,20 @@ def in_words(finding: Finding) -> str:
     """The finding as sentences."""
     trials, told = finding.trials, []
     if not finding.states:
-        told.append(f"whether the needle was still held is {UNKNOWN}.")
+        told.append(f"whether the asked value was still held is {UNKNOWN}.")
     if finding.evicted:
-        told.append(f"the needle was evicted in {_listed(finding.evicted, finding)}.")
+        told.append(f"tokens of the asked value were evicted in {_listed(finding.evicted, finding)}.")
         late = sum(trial.acted and bool(trial.lost) and not trial.lost_before for trial in trials)
-        told += [f"In {late} of these trials it went only while the answer was produced."] * bool(late)
+        told += [f"In {late} of these trials they went only while the answer was produced."] * bool(late)
     if finding.windowed:
-        told.append(f"the needle was beyond the own window of {_listed(finding.windowed, finding)}.")
+        told.append(f"the asked value was beyond the own window of {_listed(finding.windowed, finding)}.")
     if kept := [s for s in finding.states if not finding.windowed[s] and not finding.evicted[s]]:
         told.append(f"Held in every trial: {names(kept)}.")
     if finding.states:
         gone, unused = finding.count(hit=False, kept=False), finding.count(hit=False, kept=True)
         still, used = finding.count(hit=True, kept=False), finding.count(hit=True, kept=True)
-        told.append(f"Missed: {gone} evicted, {unused} kept but not used.")
-        told.append(f"Found: {still} although evicted, {used} kept.")
+        told.append(f"Missed: {gone} lost, {unused} kept but not used.")
+        told.append(f"Found: {still} although lost, {used} kept.")
     told[0] = told[0][0].lower() + told[0][1:]
     return f"{finding.architecture}, {context_name(finding.context)}: {' '.join(told)}"
 
@@ -138,9 +168,15 @@ def _listed(lost: Counter[str], finding: Finding) -> str:
     return ", ".join(f"{names(part)} ({count} of {total})" for count, part in alike)
 
 
+def _maps(slug: str, found: list[Finding]) -> list[Chart]:
+    """One per architecture that lost anything."""
+    lossy = [finding for finding in found if finding.evicted or finding.windowed]
+    return [_map(f"{slug}-{place}", one) for place, one in enumerate(lossy)]
+
+
 def _map(slug: str, finding: Finding) -> Chart:
     """Layers across, depth down, and below it all depths together."""
-    states, depths = finding.states, sorted({t.depth for t in finding.trials if not math.isnan(t.depth)})
+    states, depths = finding.states, finding.depths
     lines = [*depths, None] if len(depths) > 1 else [None]
     labels = ["all" if depth is None else depth_name(depth) for depth in lines]
     shares = {
@@ -149,7 +185,7 @@ def _map(slug: str, finding: Finding) -> Chart:
         for row, depth in enumerate(lines)
     }
     told = {place: NOTHING if share is None else share for place, share in shares.items()}
-    what = f"share of trials in which {finding.architecture} still held the needle"
+    what = f"mean share of the asked values' tokens that {finding.architecture} still held"
     svg, png = share_map(slug, finding.architecture, what, states, labels, told, ("layer", "depth"))
     rows = [
         [label, *(format_share(shares[column, row]) for column in range(len(states)))]

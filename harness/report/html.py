@@ -103,4 +103,9 @@ def _class(names: list[str]) -> str:
 
 
 def _is_numeric(text: str) -> bool:
-    return text == NOTHING or text[:1].isdigit() or text[:1] in "+-−±×" or text in ("oom", "timeout", "crash")
+    return (
+        text == NOTHING
+        or text[:1].isdigit()
+        or text[:1] in "+-−±×"
+        or text in ("oom", "timeout", "crash", "not finite")
+    )

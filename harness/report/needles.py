@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .groups import Group, needle_suites
+from .groups import Group, needle_judge, needle_suites
 from .heatmap import suite_heatmaps
 from .remarks import weights_told
 from .scored import SEVERAL, suites_with
@@ -20,8 +20,8 @@ def needle_sections(group: Group, prefix: str) -> list[Section]:
     for number, suite in enumerate(suites):
         title = "Needles by length and depth" + (f": {suite}" if len(suites) > 1 else "")
         lead = (
-            "Strict accuracy in per cent; depth 0 % is the beginning of the text. A length in brackets was "
-            "not exercised: nothing had to be evicted."
+            f"Accuracy, {needle_judge(suite)[1]}, in per cent; depth 0 % is the beginning of the text. A "
+            "length in brackets was not exercised: nothing had to be evicted."
         )
         charts = suite_heatmaps(f"{prefix}-{number}", group, suite)
         found.append(Section(title, lead, charts=charts, notes=weights_told(group), maps=True))

@@ -57,7 +57,7 @@ def _run_part(run: Run, prefix: str, titled: bool) -> tuple[str, list[Chart]]:
         suffix = f" ({AXIS_NAMES.get(group.axis, group.axis)})" if len(found) > 1 else ""
         for section in sections(group, f"{prefix}{group.axis}-"):
             html.append(_section_html(section, suffix))
-            charts += section.charts
+            charts += section.all_charts
     lines = timelines(f"{prefix}memory", run)
     lead = "One chart per suite." if lines else "No telemetry was recorded in this run."
     html.append(_section_html(Section("Memory over time", lead, charts=lines), ""))
@@ -135,9 +135,13 @@ def _section_html(section: Section, suffix: str) -> str:
     parts += [details(name, table_html(table)) for name, table in section.folded]
     if section.maps:
         parts.append(_scale())
+    kind = "charts maps" if section.maps else "charts"
     if section.charts:
-        kind = "charts maps" if section.maps else "charts"
         parts.append(f'<div class="{kind}">{"".join(map(_figure, section.charts))}</div>')
+    parts += [
+        details(name, f'<div class="{kind}">{"".join(map(_figure, charts))}</div>')
+        for name, charts in section.folded_charts
+    ]
     return "\n".join([*parts, "</section>"])
 
 

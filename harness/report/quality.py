@@ -7,7 +7,16 @@ import math
 import pandas as pd
 
 from .canvas import Chart
-from .groups import Group, context_name, cost_rows, needle, needle_suites, not_exercised, told_apart
+from .groups import (
+    Group,
+    context_name,
+    cost_rows,
+    needle,
+    needle_judge,
+    needle_suites,
+    not_exercised,
+    told_apart,
+)
 from .language import language, language_sources
 from .lines import against_bytes
 from .remarks import weights_told
@@ -17,28 +26,31 @@ from .statistics import wilson
 
 def quality_section(group: Group, prefix: str) -> Section:
     """A chart for each suite that scored answers and whose cache bytes are known."""
-    charts = []
+    charts, missing = [], []
     for number, (suite, own) in enumerate(told_apart(needle_suites(group)).items()):
-        frame = (
-            needle(group, suite).groupby(["architecture", "context"])[["strict_hits", "strict_trials"]].sum()
-        )
-        frame = frame[frame["strict_trials"] > 0].reset_index()
-        frame["value"] = frame["strict_hits"] / frame["strict_trials"]
-        ends = [wilson(h, n) for h, n in zip(frame["strict_hits"], frame["strict_trials"], strict=True)]
+        frame = needle(group, suite).groupby(["architecture", "context"])[["hits", "trials"]].sum()
+        frame = frame[frame["trials"] > 0].reset_index()
+        frame["value"] = frame["hits"] / frame["trials"]
+        ends = [wilson(h, n) for h, n in zip(frame["hits"], frame["trials"], strict=True)]
         frame["low"], frame["high"] = [low for low, _ in ends], [high for _, high in ends]
-        slug, title = f"{prefix}-needle-{number}", f"Needle, strict{own and ', '}{own}"
-        charts += _against_bytes(slug, title, "accuracy_strict", frame, group, suite)
+        judge, name = needle_judge(suite)
+        slug, title = f"{prefix}-needle-{number}", f"Needle, {name}{own and ', '}{own}"
+        charts += _against_bytes(slug, title, judge, frame, group, suite)
     for number, source in enumerate(language_sources(group)):
         frame = language(group, source).rename(columns={"bits_per_byte": "value"})
+        missing += [
+            f"Not drawn on {source.name}: {line.architecture}, {line.spoilt}."
+            for line in frame[frame["spoilt"] != ""].itertuples()
+        ]
+        frame = frame[frame["spoilt"] == ""]  # over other texts it is another number
         frame = frame.assign(low=math.nan, high=math.nan).dropna(subset=["value"])
         slug, title = f"{prefix}-bits-{number}", f"Bits/byte on {source.name}"
         charts += _against_bytes(slug, title, "bits_per_byte", frame, group, source.suite)
     lead = "Each point is one architecture: to the left it holds less."
     if not charts:
         lead = "No quality score with known cache bytes in this run."
-    return Section(
-        "Quality against cache bytes", lead, charts=charts, notes=weights_told(group) if charts else []
-    )
+    notes = list(dict.fromkeys(missing)) + (weights_told(group) if charts else [])
+    return Section("Quality against cache bytes", lead, charts=charts, notes=notes)
 
 
 def _against_bytes(

@@ -21,6 +21,8 @@ from .groups import (
 from .language import is_pg19, language_sources
 from .scored import of_tasks
 
+#: Suites that ask something at the end of a prompt.
+QUESTIONS = ("needle", "scrolls", "ruler", "recall", "lm_eval")
 HAND_SET = re.compile(r"(?<!no )hand-set", re.IGNORECASE)
 
 
@@ -73,6 +75,7 @@ def alerts(group: Group) -> list[str]:
     return [
         *text_alerts(group),
         *chunk_alerts(group),
+        *split_alerts(group),
         *timing_alerts(group),
         *task_alerts(group),
         *unshown_alerts(unshown(group)),
@@ -113,6 +116,21 @@ def chunk_alerts(group: Group) -> list[str]:
                 "algorithm than one prompt at once."
             )
     return found
+
+
+def split_alerts(group: Group) -> list[str]:
+    """Who meets a question with a context that was cut wherever its budget happened to end."""
+    rows = group.rows[group.rows["suite_name"].isin(QUESTIONS)]
+    split = rows["prompt_mode"].astype("string").str.split(",").str[0] == "split"
+    met = set(rows.loc[split.fillna(False), "architecture"])
+    names = ", ".join(a for a in group.architectures if a in met)
+    return [
+        (
+            f"{names} begins a new, empty context at every multiple of its budget, and so answers from "
+            "whatever remained of the prompt after the last one: its answers are no baseline. mode=truncate "
+            "keeps the last tokens of the prompt, and is."
+        )
+    ] * bool(met)
 
 
 def timing_alerts(group: Group) -> list[str]:

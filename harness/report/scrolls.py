@@ -18,13 +18,13 @@ import numpy as np
 import pandas as pd
 
 from .grid import Grid, Key, grid, lay_out, notes
-from .groups import Group
+from .groups import Group, axis_text
 from .html import Entry, Table
 from .language import transformer_of
 from .remarks import weights_told
 from .scored import GOLD, SCROLLS, suites_with
 from .section import Section
-from .statistics import bootstrap, wilson
+from .statistics import FEW_CASES, bootstrap, wilson
 
 #: Tasks whose plain mean is SCROLLS's score (Shaham et al. 2022); SQuALITY and surrogates are in no mean.
 SEVEN = ("gov_report", "summ_screen_fd", "qmsum", "qasper", "narrative_qa", "quality", "contract_nli")
@@ -50,10 +50,23 @@ def scrolls_sections(group: Group) -> list[Section]:
             "Long documents: SCROLLS" + (f": {suite}" if len(suites) > 1 else ""),
             LEAD,
             tables=scrolls_tables(group, suite),
-            notes=weights_told(group),
+            notes=_few(group, suite) + weights_told(group),
         )
         for suite in suites
     ]
+
+
+def _few(group: Group, suite: str) -> list[str]:
+    """Said once for all tasks of a suite in which no more examples than this were asked."""
+    rows = group.ok[(group.ok["suite"] == suite) & group.ok["metric"].isin([*SCROLLS, *GOLD])]
+    rows = rows.assign(task=rows["axes"].map(lambda axes: axis_text(axes, "task") or ""))
+    examples = rows.groupby("task")["case"].nunique()
+    few = examples[examples < FEW_CASES]
+    tasks = "" if len(few) == len(examples) else f" of {', '.join(few.index)}"
+    return [
+        f"Fewer than {FEW_CASES} examples{tasks}: an interval over so few means little; it cannot leave "
+        "what it has seen."
+    ] * bool(len(few))
 
 
 def scrolls_tables(group: Group, suite: str) -> list[Table]:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:  # tables alone are shown without Matplotlib
 
 @dataclass
 class Section:
-    """A heading with what stands below it; `folded` tables are closed until asked for."""
+    """A heading with what stands below it; `folded` tables and charts are closed until asked for."""
 
     title: str
     lead: str = ""
@@ -23,3 +23,9 @@ class Section:
     charts: list[Chart] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     maps: bool = False
+    folded_charts: list[tuple[str, list[Chart]]] = field(default_factory=list)
+
+    @property
+    def all_charts(self) -> list[Chart]:
+        """Those that are seen at once, then the folded ones."""
+        return self.charts + [chart for _, charts in self.folded_charts for chart in charts]

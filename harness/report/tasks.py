@@ -1,14 +1,18 @@
 """Suites of many small questions: several needles at once, RULER's tasks, associative recall.
 
 Each case has shares of right answers (or nats of the right one); a table shows their mean with its interval
-and n. Where every case is right or wrong the interval is Wilson's, else it is resampled over the cases.
+and n. Where every case is right or wrong the interval is Wilson's, else it is resampled over the cases. Cases
+that share one prompt (the queries of a trial of recall) are no independent samples: whole trials are
+resampled, and where all are alike Wilson's interval counts trials.
 """
 
 from __future__ import annotations
 
-import numpy as np
+import math
 
-from ..metrics import format_number, format_share
+import pandas as pd
+
+from ..metrics import NOTHING, format_number, format_share
 from .grid import Grid, Key, grid, lay_out, notes
 from .groups import CONTEXT_AXES, Group
 from .html import Entry, Table
@@ -34,7 +38,11 @@ def task_sections(group: Group) -> list[Section]:
     for title, names, tables in kinds:
         if suites := suites_with(group.ok, [*names][:1]):
             found = [table for suite in suites for table in tables(group, suite, names)]
-            sections.append(Section(title, LEAD, tables=found, notes=weights_told(group)))
+            folded = (
+                [part for suite in suites for part in _by_depth(group, suite)] if names is SEVERAL else []
+            )
+            notes_ = weights_told(group)
+            sections.append(Section(title, LEAD, tables=found, folded=folded, notes=notes_))
     return sections
 
 
@@ -52,6 +60,26 @@ def _several(group: Group, suite: str, names: dict[str, str]) -> list[Table]:
     for name in names:
         entries |= {(a, d, name): entry for (a, d, _), entry in means(found, name).items()}
     return [lay_out(group, found, entries, names, f"{suite}, all depths together.")]
+
+
+def _by_depth(group: Group, suite: str) -> list[tuple[str, Table]]:
+    """A folded table per measure: depths across, lengths down."""
+    found, tables = grid(group, suite, "depth"), []
+    headers = {depth: f"depth {depth}" for depth in sorted(found.headers, key=_place)}
+    for name, what in SEVERAL.items():
+        entries = found.failures | means(found, name)
+        caption = f"{suite}: {what}, by the depth of the first."
+        tables.append(
+            (
+                f"{what.capitalize()} by length and depth: {suite}",
+                lay_out(group, found, entries, headers, caption),
+            )
+        )
+    return tables
+
+
+def _place(depth: str) -> float:
+    return float(depth) if depth != NOTHING else math.inf
 
 
 def _measures(group: Group, suite: str, names: dict[str, str]) -> list[Table]:
@@ -82,18 +110,21 @@ def means(found: Grid, name: str) -> dict[Key, Entry]:
     cases = rows.groupby([*keys, "case"], sort=False)["value"].mean()
     for (architecture, down, across), part in cases.groupby(keys, sort=False):
         acted = found.acted(architecture, down, across)
-        text = notes(_interval(part.to_numpy(float), name), f"n = {len(part)}", acted)
+        trials = part.index.get_level_values("case").str.partition("/query=").get_level_values(0)
+        count = f"n = {len(part)}" + f" in {trials.nunique()} trials" * (trials.nunique() < len(part))
+        text = notes(_interval(part, trials, name), count, acted)
         mean = format_number(part.mean()) if name.endswith("_nats") else format_share(part.mean())
         entries[architecture, down, across] = Entry(mean, text)
     return entries
 
 
-def _interval(values_N: np.ndarray, name: str) -> str:
-    n, nats = len(values_N), name.endswith("_nats")
-    if set(values_N) <= {0.0, 1.0} and not nats:
-        low, high = wilson(values_N.sum(), n)
-    elif n < 2 or (values_N == values_N[0]).all():
+def _interval(cases: pd.Series, trials: pd.Index, name: str) -> str:
+    sums_NK = cases.groupby(trials).agg(["sum", "count"]).to_numpy(float)
+    means_N, n, nats = sums_NK[:, 0] / sums_NK[:, 1], len(sums_NK), name.endswith("_nats")
+    if set(means_N) <= {0.0, 1.0} and not nats and (n == len(cases) or len(set(means_N)) == 1):
+        low, high = wilson(means_N.sum(), n)
+    elif n < 2 or (means_N == means_N[0]).all():
         return ""
     else:
-        low, high = bootstrap(values_N[:, None], lambda sums: sums[0] / n)
+        low, high = bootstrap(sums_NK, lambda sums: sums[0] / sums[1])
     return f"{low:.3f} to {high:.3f}" if nats else f"{100 * low:.0f}–{100 * high:.0f} %"

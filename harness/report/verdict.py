@@ -12,11 +12,13 @@ as a difference.
     needle      Wilson's 95 % intervals disjoint
     bits/byte   paired 95 % t-interval over the texts excludes 0
 
-Whoever answered fewer trials or texts than the others is shown with that number and not compared.
+Whoever answered fewer trials or texts than the others is shown with that number and not compared; its
+difference in bits per byte is over the texts that both scored.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -35,11 +37,21 @@ from .groups import (
     family,
     is_repeated,
     needle,
+    needle_judge,
     needle_suites,
     not_exercised,
 )
 from .html import Entry, Table
-from .language import Source, is_pg19, language, language_cases, language_sources
+from .language import (
+    NOT_FINITE,
+    Source,
+    bits_difference,
+    is_pg19,
+    language,
+    language_cases,
+    language_sources,
+    source_rows,
+)
 from .statistics import paired_difference_is_real, wilson
 
 Differs = Callable[[str, str], bool]
@@ -58,7 +70,7 @@ class Column:
     entries: dict[tuple[str, float], Entry]
     rows: pd.DataFrame
     differs: Callable[[str, str, float], bool]
-    relative: Callable[[float, float], str]
+    relative: Callable[[str, str, float], str]
     partial: frozenset[tuple[str, float]] = frozenset()
 
     @property
@@ -113,10 +125,10 @@ def _fields(group: Group, column: Column, context: float) -> dict[str, Entry]:
         entry = column.entries.get((architecture, context), Entry(NOTHING))
         notes = [entry.note] if entry.note else []
         if architecture in present and base not in (None, architecture):
-            notes.append(column.relative(present[architecture], present[base]))
+            notes.append(column.relative(architecture, base, context))
         if architecture in present and (architecture, context) in idle:
             notes.append("not exercised")
-        found[architecture] = replace(entry, note=" · ".join(notes), best=architecture in best)
+        found[architecture] = replace(entry, note=" · ".join(filter(None, notes)), best=architecture in best)
     return found
 
 
@@ -158,13 +170,12 @@ def _cost_column(group: Group, name: str) -> Column | None:
     better = None if name == "cache_bytes_predicted" else entry.better
     values = {key: s.median for key, s in spreads.items()}
     entries |= _failures(group, failure_suites(group, name), entries)
-    return Column(header, better, values, entries, rows, differs, _factor)
+    return Column(header, better, values, entries, rows, differs, _by_value(values, _factor))
 
 
 def _needle_column(group: Group, suite: str) -> Column:
-    hits = needle(group, suite).groupby(["architecture", "context"], dropna=False)[
-        ["strict_hits", "strict_trials"]
-    ]
+    judge, name = needle_judge(suite)
+    hits = needle(group, suite).groupby(["architecture", "context"], dropna=False)[["hits", "trials"]]
     totals = {key: (h, int(n)) for key, (h, n) in zip(hits.sum().index, hits.sum().to_numpy(), strict=True)}
     intervals = {key: wilson(*total) for key, total in totals.items()}
 
@@ -175,15 +186,17 @@ def _needle_column(group: Group, suite: str) -> Column:
     values = {key: h / n for key, (h, n) in totals.items() if n}
     entries = {
         key: Entry(
-            METRICS["accuracy_strict"].format(value),
+            METRICS[judge].format(value),
             f"{100 * intervals[key][0]:.0f}–{100 * intervals[key][1]:.0f} %, n = {totals[key][1]}",
         )
         for key, value in values.items()
     }
     entries |= _failures(group, {suite}, entries)
-    rows = group.ok[(group.ok["metric"] == "accuracy_strict") & (group.ok["suite"] == suite)]
+    rows = group.ok[(group.ok["metric"] == judge) & (group.ok["suite"] == suite)]
     partial = _partial({key: n for key, (_, n) in totals.items()})
-    return Column("needle, strict", "high", values, entries, rows, differs, _points, partial)
+    return Column(
+        f"needle, {name}", "high", values, entries, rows, differs, _by_value(values, _points), partial
+    )
 
 
 def _language_column(group: Group, source: Source) -> Column:
@@ -197,17 +210,33 @@ def _language_column(group: Group, source: Source) -> Column:
     def differs(first: str, second: str, context: float) -> bool:
         return paired_difference_is_real(per_case[first, context], per_case[second, context])
 
+    def relative(architecture: str, base: str, context: float) -> str:
+        own, other = (
+            cases[(cases["architecture"] == a) & (cases["context"] == context)] for a in (architecture, base)
+        )
+        value, _, texts = bits_difference(own, other)
+        fewer = f" on {texts} texts" * (texts < max(len(own), len(other)))
+        return "" if math.isnan(value) else f"{value:+.3f}{fewer}".replace("-", "−")
+
     values = totals["bits_per_byte"].dropna().to_dict()
-    counts = totals["texts"].to_dict()
+    counts, spoilt = totals["texts"].to_dict(), totals["spoilt"].to_dict()
     partial = _partial(counts)
     entries = {
-        key: Entry(METRICS["bits_per_byte"].format(value), f"{counts[key]} texts" if key in partial else "")
+        key: Entry(NOT_FINITE, said.removeprefix(NOT_FINITE).strip(), failed=True)
+        for key, said in spoilt.items()
+        if said
+    }
+    entries |= {
+        key: Entry(
+            METRICS["bits_per_byte"].format(value), spoilt[key] or f"{counts[key]} texts" * (key in partial)
+        )
         for key, value in values.items()
     }
     entries |= _failures(group, {source.suite}, entries)
-    rows = group.ok[(group.ok["metric"] == "nll_nats") & (group.ok["suite"] == source.suite)]
+    rows = source_rows(group, source)
+    rows = rows[rows["metric"] == "nll_nats"]
     header = f"bits/byte\n{source.name}" if is_pg19(source.label) else f"bits/byte\nnot PG-19: {source.name}"
-    return Column(header, "low", values, entries, rows, differs, _difference, partial)
+    return Column(header, "low", values, entries, rows, differs, relative, partial)
 
 
 def _partial(counts: dict[tuple[str, float], int]) -> frozenset[tuple[str, float]]:
@@ -223,6 +252,13 @@ def _failures(group: Group, suites: set[str], measured: dict) -> dict[tuple[str,
     return {(a, c): Entry(status, failed=True) for a, c, status in keys if (a, c) not in measured}
 
 
+def _by_value(
+    values: dict[tuple[str, float], float], text: Callable[[float, float], str]
+) -> Callable[[str, str, float], str]:
+    """What stands beside one number, from it and the transformer's."""
+    return lambda architecture, base, context: text(values[architecture, context], values[base, context])
+
+
 def _factor(value: float, base: float) -> str:
     ratio = value / base if base else 0.0
     return f"×{ratio:.2f}" if 0.1 <= ratio < 10 else f"×{significant(ratio, 2)}"
@@ -230,7 +266,3 @@ def _factor(value: float, base: float) -> str:
 
 def _points(value: float, base: float) -> str:
     return f"{100 * (value - base):+.0f} pp".replace("-", "−")
-
-
-def _difference(value: float, base: float) -> str:
-    return f"{value - base:+.3f}".replace("-", "−")
