@@ -3,22 +3,26 @@
     from harness.lm_eval_entry import KvmarkLM
     lm = KvmarkLM(spec="tova:budget=64", model="ORG/NAME", batch_size=8, device="cpu")
     results = lm_eval.simple_evaluate(model=lm, tasks=["piqa"])
-    results["config"]["exercised_share"]     # of the requests, those in which the policy evicted something
+    results["config"]["exercised_share"]     # of its requests, those in which the policy evicted something
 
 Declared as the entry point `kvmark` of `lm_eval.models`; releases of lm-eval that look for entry points
 (after 0.4.13) take `--model kvmark --model_args model=ORG/NAME,spec=tova,budget=64`. Such arguments are split
 at commas, so options that the constructor does not know belong to the spec.
 
 `kvmark run --suite lm_eval:...` measures the same requests and adds cost, resumption and the report.
+lm-eval's own `use_cache` is refused: it knows answers by their text alone, not by who gave them.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from models.spec import SpecError
 from suites.lm_eval_bridge.model import CacheLM
-from suites.suite import Context, Suite
+from suites.suite import Answer, Case, Context, Suite
 from suites.tokenizer import ByteTokenizer
 
 from .loading import check_device, load_model, weights_of
@@ -27,11 +31,25 @@ from .plan import Cell, Settings
 from .pretrained import locate, open_model
 from .rows import base_row
 
+if TYPE_CHECKING:
+    from lm_eval.api.instance import Instance
+
 
 class _Asked(Suite):
     """A suite without cases of its own."""
 
     driven = True
+
+
+@dataclass
+class _Evaluation:
+    """The requests of one evaluation. lm-eval asks once for each kind, and then for `get_model_info`."""
+
+    kinds: set[str] = field(default_factory=set)
+    requests: int = 0
+    acted: int = 0
+    modes: set[str] = field(default_factory=set)
+    over: bool = False  # told, or broken off
 
 
 class KvmarkLM(CacheLM):
@@ -75,28 +93,79 @@ class KvmarkLM(CacheLM):
         bound = max_length or (pretrained and pretrained.context_length)
         weights = weights_of(spec, settings, pretrained)
         self._facts = {"spec": spec, "weights": weights.label, "dtype": dtype, "max_length": bound}
-        self._measurement = Measurement(
-            load_model(spec, settings, pretrained=pretrained), _Asked(Suite.Options(), Context(own, None)),
-            Cell("lm-eval", spec, "lm-eval", {}), settings, None,
+        loaded = load_model(spec, settings, pretrained=pretrained)
+        asked = _Asked(Suite.Options(), Context(own, None))
+        self._measure = lambda: Measurement(
+            loaded, asked, Cell("lm-eval", spec, "lm-eval", {}), settings, None,
             base=lambda cell, **known: base_row("lm-eval", cell, settings, weights=weights.label, **known),
             on_phase=lambda phase: None, context_length=pretrained and pretrained.context_length,
         )  # fmt: skip
-        super().__init__(self._measurement.run, own, bound)
+        self._evaluation = _Evaluation()
+        super().__init__(self._execute, own, bound)
+
+    def _execute(self, cases: Sequence[Case]) -> list[Answer]:
+        measurement = self._measure()  # its rows go with it: of these cases only the counts are told
+        answers = measurement.run(cases)
+        self._evaluation.requests += len(measurement.evicted)
+        self._evaluation.acted += sum(count > 0 for count in measurement.evicted)
+        self._evaluation.modes |= {str(base.scoring_mode) for base in measurement.bases}
+        return answers
+
+    @contextlib.contextmanager
+    def _asked_for(self, kind: str) -> Iterator[None]:
+        """Counts begin anew with an evaluation: where the last one is over, or had requests of this kind."""
+        if self._evaluation.over or kind in self._evaluation.kinds:
+            self._evaluation, self.truncated = _Evaluation(), 0
+        self._evaluation.kinds.add(kind)
+        self._evaluation.over = True
+        yield
+        self._evaluation.over = False
+
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        with self._asked_for("loglikelihood"):
+            return super().loglikelihood(requests)
+
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
+        with self._asked_for("loglikelihood_rolling"):
+            return super().loglikelihood_rolling(requests)
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        with self._asked_for("generate_until"):
+            return super().generate_until(requests)
 
     @property
     def exercised_share(self) -> float:
-        """Share of all requests so far in which the policy evicted something; NaN before the first."""
-        evicted = self._measurement.evicted
-        return sum(count > 0 for count in evicted) / len(evicted) if evicted else float("nan")
+        """Of the last evaluation's requests, those in which the policy evicted something; NaN before any."""
+        last = self._evaluation
+        return last.acted / last.requests if last.requests else float("nan")
 
     def get_model_info(self) -> dict[str, Any]:
-        """What lm-eval puts into the `config` of its results."""
-        modes = sorted({str(base.scoring_mode) for base in self._measurement.bases})
+        """What lm-eval puts into the `config` of its results, when an evaluation is over."""
+        last = self._evaluation
+        last.over = True
         return {
             **{f"kvmark_{name}": value for name, value in self._facts.items()},
-            "scoring_mode": "; ".join(modes),
-            "requests": len(self._measurement.evicted),
-            "requests_with_eviction": sum(count > 0 for count in self._measurement.evicted),
+            "scoring_mode": "; ".join(sorted(last.modes)),
+            "requests": last.requests,
+            "requests_with_eviction": last.acted,
             "exercised_share": self.exercised_share,
             "truncated_requests": self.truncated,
         }
+
+    # --- what of lm-eval cannot be had here -----------------------------------------------------------
+
+    def set_cache_hook(self, cache_hook: Any) -> NoReturn:
+        """lm-eval calls it for `use_cache`. Raises ValueError."""
+        raise ValueError(
+            "lm-eval's use_cache gives one architecture the answers of another, as it knows a request by its "
+            "text alone; kvmark run --suite lm_eval:tasks=... resumes."
+        )
+
+    def apply_chat_template(self, *ignored: Any, **also: Any) -> NoReturn:
+        """Raises ValueError."""
+        raise ValueError("Chat templates are not applied here: prompts are fed as a task writes them.")
+
+    @property
+    def tokenizer_name(self) -> str:
+        """lm-eval asks for it before it applies a chat template. Raises ValueError."""
+        return self.apply_chat_template()

@@ -8,6 +8,7 @@ from collections import Counter
 import pytest
 from lm_eval_help import (
     TASKS,
+    Asking,
     measured,
     numbers,
     opened,
@@ -20,7 +21,6 @@ from lm_eval_help import (
 )
 
 from suites.data import DataError
-from suites.suite import Answer
 from suites.tokenizer import ByteTokenizer
 
 pytest.importorskip("lm_eval", reason="the lm-eval extra is not installed")
@@ -52,20 +52,6 @@ def data(tmp_path, monkeypatch):
 @pytest.fixture
 def model(tmp_path):
     return write_model(tmp_path / "model")
-
-
-class Asking:
-    """Stands where the harness does: keeps the cases of each call and answers something."""
-
-    def __init__(self) -> None:
-        self.calls: list[list] = []
-
-    def __call__(self, cases):
-        self.calls.append(list(cases))
-        return [
-            Answer(case.forced or (), tuple(-0.5 for _ in case.forced or ()), "text", case.forced and False)
-            for case in cases
-        ]
 
 
 # --- what is asked ---------------------------------------------------------------------------------
@@ -194,6 +180,21 @@ def test_generation_is_greedy_or_refused():
         asked.generate_until(instances("generate_until", ("ask", {"until": ["\n"]})))
 
 
+def test_ids_are_unique_where_a_request_is_repeated_or_asked_in_two_ways():
+    """`repeats` are the same instance again; SQuAD's answer and its "unanswerable" have one index."""
+    asked, greedy = lm(run := Asking()), {"until": ["\n"], "max_gen_toks": 4}
+    (one,) = instances("loglikelihood", ("ask", "a"))
+    (two,) = instances("generate_until", ("ask", greedy))
+    (text,) = instances("loglikelihood_rolling", ("some text",))
+    assert asked.loglikelihood([one, one]) == [(-0.5, False)] * 2
+    assert asked.generate_until([two, two, two]) == ["text"] * 3
+    assert asked.loglikelihood_rolling([text, text]) == [-0.5 * 9] * 2
+    cases = [case for call in run.calls for case in call]
+    assert len({case.id for case in cases}) == len(cases) == 7
+    assert len({(case.prompt, case.seed) for case in cases[:5]}) == 1, "and still one request"
+    assert asked.loglikelihood_rolling([]) == asked.loglikelihood([]) == []
+
+
 def test_nothing_to_score_is_refused():
     with pytest.raises(ValueError, match="Nothing is left to score of ''"):
         lm(Asking()).loglikelihood(instances("loglikelihood", ("context", "")))
@@ -233,6 +234,18 @@ def test_tasks_and_groups_of_the_users_own(folder, model):
         "exact_match", "exact_match_stderr", "exact_match,strict-match", "exact_match,strict-match_stderr",
         "sample_len", "truncated_requests",
     }  # fmt: skip
+
+
+def test_repeats_are_rows_of_their_own(folder, model):
+    quote = folder / "quote.yaml"
+    quote.write_text(quote.read_text() + "repeats: 2\n")
+    of = opened(model)
+    (rows,) = measured("random:budget=16", suite(f"tasks=quote,include={folder}", of), of, model).values()
+    said = {row.case: row.answer for row in rows if row.metric == "answer_tokens"}
+    assert len(said) == 6 == sum(row.metric == "answer_tokens" for row in rows)
+    assert len(set(said.values())) <= 3 and {row.requests for row in rows} == {6}
+    for id, answer in said.items():
+        assert said.get(f"{id}/repeat=1", answer) == answer
 
 
 # --- what is read ----------------------------------------------------------------------------------

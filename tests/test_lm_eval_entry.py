@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.metadata
+import math
 
 import pytest
 from lm_eval_help import write_model, write_rows
@@ -10,6 +12,7 @@ from lm_eval_help import write_model, write_rows
 pytest.importorskip("lm_eval", reason="the lm-eval extra is not installed")
 
 from harness.lm_eval_entry import KvmarkLM
+from harness.store import Row
 from models.spec import SpecError
 from suites.lm_eval_bridge import loading
 
@@ -49,6 +52,64 @@ def test_results_say_in_how_many_requests_the_policy_acted(model, tmp_path, monk
     for one, other in zip(full, ample, strict=True):
         (a,), (b,) = one["resps"][0], other["resps"][0]
         assert a == pytest.approx(b, abs=1e-3), "an ample budget is a full cache"
+
+
+def test_counts_are_of_one_evaluation(model, tmp_path, monkeypatch):
+    """On one object: several, one that fails, one of two kinds of requests; and no rows are kept."""
+    monkeypatch.setenv("KVMARK_DATA", str(write_rows(tmp_path)))
+    lm = KvmarkLM("tova:budget=40", model=str(model), batch_size=4, max_length=60)
+    before = num_rows()
+
+    def counts(task: str, **options) -> tuple[int, int]:
+        config = evaluated(lm, task, **options)["config"]
+        assert config["exercised_share"] == config["requests_with_eviction"] / config["requests"]
+        return config["requests"], config["truncated_requests"]
+
+    first = counts("piqa")
+    assert first[0] == 12 and first[1] > 0 and [counts("piqa"), counts("piqa")] == [first, first]
+    assert counts("boolq", limit=3) == (6, 6) and counts("piqa") == first
+
+    texts = [asked("loglikelihood_rolling", "word " * 50)] * 3
+    windows = 3 * math.ceil(len(lm.tok_encode("word " * 50)) / 60)
+    question = asked("generate_until", "a question", {"until": ["."], "max_gen_toks": 3})
+    lm.loglikelihood_rolling(texts)
+    with pytest.raises(ValueError, match="does not fit into max_length=60"):
+        lm.loglikelihood([asked("loglikelihood", "a question", "a long answer " * 9)])
+    lm.generate_until([question])
+    assert lm.get_model_info()["requests"] == 1, "what was broken off is over"
+    lm.loglikelihood_rolling(texts)
+    lm.generate_until([question])
+    assert lm.get_model_info()["requests"] == lm.get_model_info()["requests"] == windows + 1
+    lm.loglikelihood_rolling(texts)
+    lm.loglikelihood_rolling(texts[:1])
+    assert lm.get_model_info()["requests"] == windows / 3, "what is asked again is another evaluation"
+    assert num_rows() == before
+
+
+def num_rows() -> int:
+    """Rows that anything holds."""
+    gc.collect()
+    return sum(type(one) is Row for one in gc.get_objects())
+
+
+def asked(kind: str, *arguments):
+    from lm_eval.api.instance import Instance
+
+    return Instance(kind, {}, arguments, 0, ("made", 0, 1))
+
+
+def test_what_lm_eval_cannot_do_here_is_one_sentence(model, tmp_path, monkeypatch):
+    """Its cache of answers knows the text of a request, and not who was asked."""
+    monkeypatch.setenv("KVMARK_DATA", str(write_rows(tmp_path / "data")))
+    lm = KvmarkLM("tova:budget=16", model=str(model))
+    with pytest.raises(ValueError, match=r"use_cache .* kvmark run --suite lm_eval.* resumes[.]$"):
+        evaluated(lm, "piqa", limit=1, use_cache=str(tmp_path / "answers"))
+    for name in (True, "a template"):
+        with pytest.raises(ValueError, match="^Chat templates are not applied here"):
+            evaluated(lm, "piqa", limit=1, apply_chat_template=name)
+    with pytest.raises(ValueError, match="^Chat templates are not applied here"):
+        lm.apply_chat_template([{"role": "user", "content": "Hello"}], add_generation_prompt=True)
+    assert evaluated(lm, "piqa", limit=1)["config"]["requests"] == 2
 
 
 def test_arguments_as_lm_eval_splits_them(model, tmp_path, monkeypatch):

@@ -78,6 +78,15 @@ def test_odd_contexts_and_continuations(sides):
     agree(*sides, asked("loglikelihood", *pairs), differ=False)
 
 
+def test_what_a_text_spells_is_text(sides):
+    """The one deviation: `hf` takes `<s>` in a document for the token, we for three characters."""
+    theirs, ours, _ = sides
+    text = "a <s> b"
+    bos = ours.prefix_token_id
+    assert theirs.tok_encode(text).count(bos) == 2 and ours.tok_encode(text).count(bos) == 1
+    assert ours.tok_encode("a < s> b") == theirs.tok_encode("a < s> b")
+
+
 def test_the_likeliest_continuation_is_known_as_such(sides):
     """What a model says by itself, scored: of pairs that are encoded as they were said."""
     theirs, ours, tova = sides

@@ -53,7 +53,10 @@ PIQA = {"goal": "a", "sol1": "b", "sol2": "c", "label": 1}
         (json.dumps({"goal": "a"}), "line 1 of lm_eval/piqa.jsonl is not an object with goal"),
         ("\n\n", "has no rows"),
         ("{", "line 1 of lm_eval/piqa.jsonl is not JSON"),
-        (f"{json.dumps(PIQA)}\n{json.dumps({**PIQA, 'sol1': [7]})}", "rows of different kinds"),
+        (
+            f"{json.dumps({**PIQA, 'more': 7})}\n{json.dumps({**PIQA, 'more': [7]})}",
+            "rows of different kinds",
+        ),
     ],
 )
 def test_wrong_rows_are_one_sentence(data, content, named):

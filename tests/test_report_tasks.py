@@ -179,6 +179,22 @@ class TestLmEval:
         assert table.columns[1] == "gsm8k\nexact_match,strict-match"
         assert table.rows[0][1].plain == "25.0 % (± 10.0 %)"
 
+    def test_what_is_of_a_hundred_is_no_share(self, tmp_path):
+        """SQuAD's F1; one architecture's that happens to be below 1 is of the same kind."""
+        cells = [
+            Told(architecture, "lm_eval", {"task": task}, [
+                {"metric": "f1", "value": value}, {"metric": "f1_stderr", "value": value / 10},
+                {"metric": "exact_match", "value": value},
+            ])
+            for task, values in {"squadv2": (54.3, 0.5), "drop": (1.0, 0.5)}.items()
+            for architecture, value in zip(("transformer", "tova:budget=8"), values, strict=True)
+        ]  # fmt: skip
+        table = lm_eval_table(group_of(tmp_path, cells), "lm_eval")
+        assert [[e.plain.partition(" · ")[0] for e in row[1:]] for row in table.rows] == [
+            ["54.3 (± 5.43)", "54.3", "100.0 % (± 10.0 %)", "100.0 %"],
+            ["0.500 (± 0.0500", "0.500 (acted in 100 %)", "50.0 % (± 5.0 %", "50.0 % (acted in 100 %)"],
+        ]
+
 
 class TestShares:
     def test_several_needles_have_three_measures(self, tmp_path):

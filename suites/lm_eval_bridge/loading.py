@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from ..data import DataError
 
 if TYPE_CHECKING:
+    from lm_eval.api.group import Group
     from lm_eval.api.task import Task
 
 LOCAL_FOLDER = Path(__file__).parent / "local_tasks"
@@ -54,7 +55,7 @@ def contents(
         yield json.dumps([name, str(task.VERSION)]).encode()
         for _, row in task.doc_iterator(limit=limit):
             yield _bytes(row)
-        if shots or (shots is None and task.config.num_fewshot):
+        if num_shots(task, shots):
             for row in task.fewshot_docs():
                 yield _bytes(row)
 
@@ -63,13 +64,18 @@ def _bytes(row: Any) -> bytes:
     return json.dumps(row, sort_keys=True, default=str).encode()
 
 
+def num_shots(task: Task, shots: int | None) -> int:
+    """Examples before each question, as `simple_evaluate` counts them: a task that wants none gets none."""
+    own = task.get_config("num_fewshot")
+    return own or 0 if shots is None or own == 0 else shots
+
+
 def prepare(task: Task, shots: int | None) -> None:
-    """Number and draw of the examples as `simple_evaluate` sets them: a task that wants none gets none."""
+    """Number and draw of the examples as `simple_evaluate` sets them."""
     from lm_eval.defaults import DEFAULT_OTHER_SEED
 
     _seed()
-    if shots is not None and task.get_config("num_fewshot") != 0:
-        task.set_config("num_fewshot", shots)
+    task.set_config("num_fewshot", num_shots(task, shots))
     task.set_fewshot_seed(DEFAULT_OTHER_SEED)
 
 
@@ -84,6 +90,13 @@ def _seed() -> None:
 
 def load(names: Sequence[str], include: str | None, local: bool, shots: int | None = None) -> dict[str, Task]:
     """Every task behind the names, groups and tags unfolded, in order. Raises DataError."""
+    return unfold(names, include, local, shots)[0]
+
+
+def unfold(
+    names: Sequence[str], include: str | None, local: bool, shots: int | None = None
+) -> tuple[dict[str, Task], dict[str, Group]]:
+    """Tasks as `load` gives them, and the groups that they came from, nested ones too. Raises DataError."""
     check_installed()
     logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of what YAML says on purpose
     from lm_eval.tasks import TaskManager
@@ -102,16 +115,48 @@ def load(names: Sequence[str], include: str | None, local: bool, shots: int | No
             raise DataError(f"lm-eval knows no task, group or tag '{name}'{hint}.")
     _seed()
     try:
-        tasks = manager.load(list(names))["tasks"]
-        few = {name: len(task.fewshot_docs() or ()) for name, task in tasks.items() if shots}
+        found = manager.load(list(names))
+        short = _short_of_examples(found["tasks"], shots)
     except DataError:
         raise
     except Exception as error:  # of datasets, of the hub's client, of Python beside a YAML file
         raise DataError(f"Task {'+'.join(names)} cannot be loaded ({_first_line(error)}).") from None
-    for name, count in few.items():
-        if count <= (shots or 0):
-            raise DataError(f"Task {name} has {count} rows to show, too few for {shots} examples.")
-    return tasks
+    if short:
+        raise DataError(short)
+    return found["tasks"], found["groups"]
+
+
+def _short_of_examples(tasks: dict[str, Task], shots: int | None) -> str | None:
+    """What to say where lm-eval would find too few rows to draw examples from."""
+    for name, task in tasks.items():
+        if wanted := num_shots(task, shots):
+            there = len(task.fewshot_docs() or ())
+            # lm-eval's own condition for drawing one more, so that the question itself can be left out.
+            config = getattr(task, "fewshot_cfg", None)
+            leaves_out = config is None or config.split == task.config.test_split
+            if there < wanted + leaves_out:
+                others = " besides the question" if leaves_out else ""
+                return f"Task {name} has {there} rows to show, too few for {wanted} examples{others}."
+    return None
+
+
+def described(groups: dict[str, Group]) -> dict[str, dict[str, Any]]:
+    """Of each group that has numbers of its own: its tasks, and what is averaged over them (lm-eval's words).
+
+    `filter_list` None: every filter by which a task has that metric. A task that two subgroups share is
+    listed, and counts, twice.
+    """
+    return {
+        name: {
+            "tasks": [task.task_name for task in group.get_all_tasks()],
+            "metrics": [
+                {key: getattr(one, key) for key in ("metric", "filter_list", "weight_by_size")}
+                for one in group.aggregate_metric_list or ()
+            ],
+        }
+        for name, group in groups.items()
+        if group.has_aggregation
+    }
 
 
 def _first_line(error: Exception) -> str:

@@ -12,11 +12,18 @@ that. In rolling windows a checkpoint's tokenizer that begins a text with BOS do
 first window starts from, and that second BOS is scored: as there. Our own networks never saw two, and with
 bytes they are shown one (of two the first costs 20 nats, and what follows is predicted worse).
 
-One case is one request: the cache sees it as a parallel forward never would, evictions included.
+One deviation, on purpose: what a document says is text. Where one spells a special token (`<s>` in a web
+page, `<|im_end|>` in a transcript), `hf` feeds that token's id and we feed its characters, as everywhere in
+this project: rows of others must neither begin nor end a text. Documents that spell none score as there.
+
+One case is one request: the cache sees it as a parallel forward never would, evictions included. A task's
+`repeats` are cases of the same prompt and seed, and as answers are greedy they are equal.
 """
 
 from __future__ import annotations
 
+import dataclasses
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -81,7 +88,7 @@ class CacheLM(TemplateLM):
                 size = f"{len(continuation)} tokens"
                 raise ValueError(f"A continuation of {size} does not fit into max_length={self.max_length}.")
             cases.append(self._case(request, prompt, forced=tuple(continuation)))
-        return [(sum(answer.logprobs), bool(answer.greedy)) for answer in self._run(cases)]
+        return [(sum(answer.logprobs), bool(answer.greedy)) for answer in self._answers(cases)]
 
     def _loglikelihood_tokens(self, requests: list, **ignored: Any) -> list[tuple[float, bool]]:
         raise NotImplementedError("CacheLM.loglikelihood does not go this way.")
@@ -109,7 +116,7 @@ class CacheLM(TemplateLM):
                 cases.append(self._case(request, prompt, f"/window={index}", forced=tuple(forced)))
                 owners.append(number)
         sums = [0.0] * len(requests)
-        for number, answer in zip(owners, self._run(cases) if cases else [], strict=True):
+        for number, answer in zip(owners, self._answers(cases), strict=True):
             sums[number] += sum(answer.logprobs)
         return sums
 
@@ -129,7 +136,7 @@ class CacheLM(TemplateLM):
                 raise ValueError(f"max_length={self.max_length} leaves no room for {length} new tokens.")
             prompt = self._last(self.tok_encode(context), room)
             cases.append(self._case(request, prompt, max_new_tokens=length, stop=stop))
-        return [answer.text for answer in self._run(cases)]
+        return [answer.text for answer in self._answers(cases)]
 
     # --- from requests to cases -----------------------------------------------------------------------
 
@@ -143,5 +150,16 @@ class CacheLM(TemplateLM):
     def _case(self, request: Instance, prompt: Sequence[int], part: str = "", **asked: Any) -> Case:
         """A seed per document: continuations of one context are one request until they part."""
         document = f"lm_eval/task={request.task_name}/doc={request.doc_id}"
-        id = f"{document}/request={request.idx}{part}"
+        kind = "request" if "forced" in asked else "answer"  # a task may ask both of a document
+        id = f"{document}/{kind}={request.idx}{part}"
         return Case(id, tuple(prompt), axes=self._axes, seed=seed_of(document + part), **asked)
+
+    def _answers(self, cases: Sequence[Case]) -> list[Answer]:
+        """What `run` says. What is asked again (lm-eval's `repeats`) has an id of its own in the rows."""
+        seen: Counter[str] = Counter()
+        own = []
+        for case in cases:
+            again = seen[case.id]
+            own.append(dataclasses.replace(case, id=f"{case.id}/repeat={again}") if again else case)
+            seen[case.id] += 1
+        return self._run(own) if own else []

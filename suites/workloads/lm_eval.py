@@ -18,6 +18,10 @@ cache, and the choices of a question share one prompt. See `suites.lm_eval_bridg
 Numbers are lm-eval's own, and so are their standard errors; `,none` of its names is dropped, and its
 `bits_per_byte` is `bits_per_byte_rolling` here. `truncated_requests` counts those that were cut. Short
 questions fit into any budget: the share of requests in which the policy acted stands in every row.
+
+A group is its tasks: one cell each, so that a task is resumed, repeated and shared by itself. Where lm-eval
+defines a number of the group (`aggregate_metric_list`: MMLU's accuracy), the run's manifest says of which
+tasks and how, and the report makes it of their rows, with lm-eval's own standard error.
 """
 
 from __future__ import annotations
@@ -25,6 +29,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib.metadata
+import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -36,6 +41,7 @@ from ..lm_eval_bridge import loading
 from ..suite import Answer, Axes, Case, Suite
 
 if TYPE_CHECKING:
+    from lm_eval.api.group import Group
     from lm_eval.api.task import Task
 
 
@@ -95,10 +101,14 @@ class Workload(Suite):
         numbers = {name: float(v) for name, v in found.items() if name and isinstance(v, int | float)}
         return numbers | {"truncated_requests": float(lm.truncated)}
 
-    @functools.cached_property
+    @property
     def _tasks(self) -> dict[str, Task]:
+        return self._loaded[0]
+
+    @functools.cached_property
+    def _loaded(self) -> tuple[dict[str, Task], dict[str, Group]]:
         o = self.options
-        return loading.load(o.tasks, o.include, o.local, o.shots)
+        return loading.unfold(o.tasks, o.include, o.local, o.shots)
 
     @property
     def max_length(self) -> int | None:
@@ -115,11 +125,14 @@ class Workload(Suite):
         return label(name, *loading.contents(tasks, o.include, o.local, o.limit, o.shots))
 
     def notes(self) -> dict[str, str]:
-        bound = self.max_length or "none"
+        """`groups` is JSON, of which the report makes their numbers. Raises DataError."""
+        bound, groups = self.max_length or "none", loading.described(self._loaded[1])
+        for metric in (metric for group in groups.values() for metric in group["metrics"]):
+            metric["metric"] = _name(f"{metric['metric']},none")  # as rows call it
         return {
             "protocol": "contexts through the policy, continuations scored through the same cache",
             "max_length": f"{bound}; longer requests are cut on the left and counted (truncated_requests)",
-        }
+        } | ({"groups": json.dumps(groups)} if groups else {})
 
 
 def _name(key: str) -> str | None:
