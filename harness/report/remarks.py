@@ -109,7 +109,7 @@ def chunk_alerts(group: Group) -> list[str]:
     found = []
     for mode, architectures in modes.items():
         kind, _, chunks = str(mode).partition(", ")
-        if chunks and kind not in ("parallel", "stepwise"):
+        if chunks and kind not in ("parallel", "stepwise", "split"):
             names = ", ".join(a for a in group.architectures if a in set(architectures))
             found.append(
                 f"Prompts came in {chunks} tokens, and so {names} ({kind}) decided once per chunk: another "
