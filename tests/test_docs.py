@@ -13,7 +13,11 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-REFERENCE = ROOT / "results" / "reference" / "demo-cpu"
+RUNS, PAGES = ROOT / "results" / "reference", ROOT / "reports" / "reference"
+REFERENCE = RUNS / "demo-cpu"
+of_both_runs = pytest.mark.parametrize(
+    "run", ["demo-cpu", pytest.param("suites-cpu", marks=pytest.mark.full)]
+)
 
 
 def test_readme_is_short():
@@ -29,21 +33,34 @@ def test_readme_verdict_is_the_committed_run():
     assert shown == markdown(load_run(REFERENCE))
 
 
-def test_committed_page_is_drawn_from_the_committed_run(tmp_path):
+@of_both_runs
+def test_committed_page_is_drawn_from_the_committed_run(tmp_path, run):
     """Redrawing gives the committed page, byte for byte, as long as the drawing code is the same."""
     from harness.report import build
 
-    page = build([REFERENCE], tmp_path)
-    committed = ROOT / "reports" / "reference" / "demo-cpu" / "index.html"
-    assert page.read_bytes() == committed.read_bytes()
+    assert build([RUNS / run], tmp_path).read_bytes() == (PAGES / run / "index.html").read_bytes()
 
 
-def test_committed_run_read_real_books_from_a_clean_checkout():
+@of_both_runs
+def test_committed_run_read_real_books_from_a_clean_checkout(run):
     import json
 
-    manifest = json.loads((REFERENCE / "run.json").read_text(encoding="utf-8"))
+    manifest = json.loads((RUNS / run / "run.json").read_text(encoding="utf-8"))
     assert manifest["text"]["label"].startswith("pg19:test@")
     assert manifest["machine"]["dirty"] is False and manifest["machine"]["commit"]
+
+
+def test_every_architecture_has_been_on_every_suite_that_marks_answers():
+    import models
+    import suites
+    from harness.report import load_run
+
+    rows = load_run(RUNS / "suites-cpu").rows
+    done = rows[(rows["status"] == "ok") & (rows["phase"] == "score")]
+    pairs = done[["architecture", "suite"]].drop_duplicates().itertuples(index=False)
+    seen = {tuple(spec.partition(":")[0] for spec in pair) for pair in pairs}
+    assert seen == {(name, suite) for name in models.names() for suite in suites.names() if suite != "decode"}
+    assert set(rows["status"]) == {"ok"}
 
 
 def test_every_local_link_and_picture_exists():
