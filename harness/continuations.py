@@ -131,7 +131,7 @@ def _answers(cases: Sequence[Case], logprobs_BT: Tensor, greedy_BT: Tensor) -> l
     """One Answer per row, without its padding."""
     rows = zip(cases, logprobs_BT.tolist(), greedy_BT.tolist(), strict=True)
     return [
-        Answer(forced, tuple(logprobs[: len(forced)]), greedy=all(greedy[: len(forced)]))
+        Answer(forced, tuple(logprobs[: len(forced)]), likeliest=tuple(greedy[: len(forced)]))
         for case, logprobs, greedy in rows
         for forced in [case.forced or ()]
     ]

@@ -81,8 +81,12 @@ def _sha256(content: bytes) -> bytes:
 def _batch(record: dict) -> Batch:
     return Batch(
         Row(**record["base"]),
-        [Answer(tuple(a["tokens"]), tuple(a["logprobs"]), a["text"], a["greedy"]) for a in record["answers"]],
+        [_answer(**fields) for fields in record["answers"]],
         list(record["evicted"]),
         [Row(**row) for row in record["rows"]],
         [Retained(r["layer"], r["recent"], r["first"], tuple(r["ages"])) for r in record["retained"]],
     )
+
+
+def _answer(tokens: list, logprobs: list, text: str, likeliest: list | None) -> Answer:
+    return Answer(tuple(tokens), tuple(logprobs), text, None if likeliest is None else tuple(likeliest))

@@ -68,14 +68,19 @@ class Answer:
     """What the harness observed for one Case.
 
     `tokens` are the generated (or forced) ids; `logprobs` their natural-log probabilities, same
-    length; `text` the decoded generation up to the first stop string. `greedy` tells of forced tokens
-    whether each was the likeliest one.
+    length; `text` the decoded generation up to the first stop string. `likeliest` tells of each forced
+    token whether it was that; None where nobody looked.
     """
 
     tokens: tuple[int, ...]
     logprobs: tuple[float, ...]
     text: str = ""
-    greedy: bool | None = None
+    likeliest: tuple[bool, ...] | None = None
+
+    @property
+    def greedy(self) -> bool | None:
+        """Whether every forced token was the likeliest one."""
+        return None if self.likeliest is None else all(self.likeliest)
 
 
 @dataclass(frozen=True)

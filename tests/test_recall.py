@@ -6,10 +6,11 @@ import math
 from string import ascii_lowercase
 
 import pytest
+import torch
 from suite_help import OTHERS, TOKENIZER, all_cases
 
 import suites
-from harness.execute import execute
+from harness.execute import execute, requests
 from models.spec import SpecError
 from suites import Answer, Context
 from suites.documents import TextError
@@ -39,10 +40,11 @@ def test_the_value_that_followed_the_key_is_the_answer(anyone, options):
     cases = cases_of(f"{options}lengths=200,pairs=4+30,trials=2,queries=5", anyone)
     assert len(cases) == 2 * (4 + 5)
     for case in cases:
-        assert len(case.prompt) == case.axes["prompt_tokens"] == 200 and len(case.forced) == 1
-        assert answer_of(case.prompt, key_tokens) == case.forced[0]
+        assert len(case.prompt) == case.axes["prompt_tokens"] == 200 - key_tokens
+        assert len(case.forced) == key_tokens + 1
+        assert answer_of(case.prompt + case.forced[:-1], key_tokens) == case.forced[-1]
         ((start, stop),) = case.watched
-        assert stop == start + 1 and case.prompt[start] == case.forced[0]
+        assert stop == start + 1 and case.prompt[start] == case.forced[-1]
         assert case.axes["distance"] == 200 - start
         first = 0 if anyone.bos is None else 1
         assert first == 0 or case.prompt[0] == anyone.bos
@@ -51,7 +53,7 @@ def test_the_value_that_followed_the_key_is_the_answer(anyone, options):
 
 def test_pairs_come_first_then_filler_that_is_neither_key_nor_value():
     for case in cases_of("lengths=300,pairs=40,trials=2,queries=3"):
-        stated, filler, key = case.prompt[1:81], case.prompt[81:-1], case.prompt[-1]
+        stated, filler, key = case.prompt[1:81], case.prompt[81:], case.forced[0]
         keys, values = stated[::2], stated[1::2]
         assert len(set(keys)) == len(set(values)) == 40 and not set(keys) & set(values)
         assert key in keys and not set(filler) & (set(keys) | set(values))
@@ -60,10 +62,10 @@ def test_pairs_come_first_then_filler_that_is_neither_key_nor_value():
 
 def test_queries_of_a_trial_share_their_context_and_trials_do_not():
     cases = cases_of("lengths=100,pairs=8,trials=3,queries=8")
-    contexts = [case.prompt[:-1] for case in cases]
+    contexts = [(case.prompt, case.seed) for case in cases]
     assert len(set(contexts)) == 3 and contexts[:8] == contexts[:1] * 8
-    assert all(len({case.prompt[-1] for case in cases[n : n + 8]}) == 8 for n in (0, 8, 16))
-    assert len({case.id for case in cases}) == len({case.seed for case in cases}) == 24
+    assert all(len({case.forced for case in cases[n : n + 8]}) == 8 for n in (0, 8, 16))
+    assert len({case.id for case in cases}) == 24 and max(requests(cases)) == 2, "a trial is one request"
 
 
 @pytest.mark.parametrize(
@@ -100,9 +102,23 @@ def test_letters_are_letters(anyone):
 def test_scoring_is_the_likeliest_token_and_its_cost():
     suite = suites.load("recall:lengths=100,pairs=4", Context(TOKENIZER, None))
     case = next(suite.cases(suite.cells()[0]))
-    for greedy in (True, False):
-        score = suite.score(case, Answer(case.forced, (math.log(0.25),), greedy=greedy))
-        assert score == {"recall_accuracy": float(greedy), "gold_nll_nats": pytest.approx(math.log(4))}
+    for found in (True, False):
+        answer = Answer(case.forced, (math.log(0.5), math.log(0.25)), likeliest=(not found, found))
+        score = suite.score(case, answer)
+        assert score == {"recall_accuracy": float(found), "gold_nll_nats": pytest.approx(math.log(4))}
+
+
+@pytest.mark.parametrize("spec", ["h2o:budget=16", "snapkv:budget=16,window=4", "tova:budget=16,prompt=bulk"])
+def test_a_policy_that_decides_at_the_end_of_the_prompt_meets_its_decision(network, spec):
+    """The key is asked for after it: the value's likelihood is that of what was kept."""
+    cases = cases_of("lengths=100,pairs=8,trials=1")
+    full, evicting = (
+        execute(network(name, "conv", torch.float64, vocab=TOKENIZER.vocab_size), cases, TOKENIZER, "cpu")
+        for name in ("transformer", spec)
+    )
+    assert all(evicting[1].evicted)
+    pairs = zip(full[0], evicting[0], strict=True)
+    assert all(abs(a.logprobs[-1] - b.logprobs[-1]) > 1e-6 for a, b in pairs)
 
 
 @pytest.mark.parametrize(
@@ -133,17 +149,15 @@ def test_a_vocabulary_that_is_too_small_is_one_sentence():
 
 def test_recall_runs_through_the_cache(network):
     """Accuracy is the argmax of the forward; a window loses what stood first."""
-    import torch
-
     suite = suites.load("recall:lengths=60,pairs=12,trials=2,queries=4", Context(TOKENIZER, None))
     cases = list(suite.cases(suite.cells()[0]))
     net = network("transformer", vocab=260)
     answers, readings = execute(net, cases, TOKENIZER, "cpu")
     for case, answer, found in zip(cases, answers, readings.held, strict=True):
-        logits_V = net.forward(torch.tensor([case.prompt]))[0, -1]
+        logits_V = net.forward(torch.tensor([case.prompt + case.forced[:-1]]))[0, -1]
         score = suite.score(case, answer)
-        assert score["recall_accuracy"] == float(logits_V.argmax() == case.forced[0])
-        assert score["gold_nll_nats"] == pytest.approx(-logits_V.log_softmax(-1)[case.forced[0]].item())
+        assert score["recall_accuracy"] == float(logits_V.argmax() == case.forced[-1])
+        assert score["gold_nll_nats"] == pytest.approx(-logits_V.log_softmax(-1)[case.forced[-1]].item())
         assert {one.share for one in found} == {1.0}
     _, readings = execute(network("window:budget=16", vocab=260), cases, TOKENIZER, "cpu")
     assert {one.share for found in readings.held for one in found} == {0.0}

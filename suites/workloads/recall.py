@@ -1,15 +1,18 @@
 """Multi-query associative recall: pairs of random tokens, then one key again, whose value must follow.
 
-    BOS  k1 v1  k2 v2  …  kP vP   filler …   k   → v       (MQAR, Zoology, arXiv 2312.04927)
+    BOS  k1 v1  k2 v2  …  kP vP   filler …  |  k   → v       (MQAR, Zoology, arXiv 2312.04927)
 
-    cell   length × pairs, ascending; `length` is the tokens of the whole prompt, the last key included
+    cell   length × pairs, ascending; `length` is the tokens up to the last key, itself included
     case   one query: `queries` keys of a trial (unless given 8, or all where there are fewer) are asked
-           for, each at the end of the same pairs and filler
+           for, each after the same pairs and filler, which are one prompt (|) for all of them
+
+The key comes after the prompt, through the cache: a policy that decides at the end of a prompt must not have
+seen the question, and a value scored from the prompt's own logits would not have met its decision at all.
 
 Tokens are ids and no text, so any tokenizer will do: keys, values and filler come from three disjoint thirds
 of its ids (`tokens=plain`: of all that stand for text, `letters`: of a to z), shuffled anew for each trial by
-the SHA-256 of its name. No key comes twice, and no value as long as there are others. The value is forced:
-`recall_accuracy` is 1 where it was the likeliest of all tokens, `gold_nll_nats` is what it cost.
+the SHA-256 of its name. No key comes twice, and no value as long as there are others. Both are forced;
+`recall_accuracy` is 1 where the value was the likeliest of all tokens, `gold_nll_nats` is what it cost.
 
 Different from Zoology: each key is asked for by itself at the end of the prompt, not all in one sequence at
 distances drawn from a power law; and nothing is trained on it. A model that looks for the same token before
@@ -84,10 +87,10 @@ class Workload(Suite):
                 id, place = f"{name}/query={asked}", len(start) + asked * (key_tokens + 1) + key_tokens
                 yield Case(
                     id=id,
-                    prompt=(*context, *keys[asked]),
-                    forced=(values[asked],),
-                    axes={**cell, "prompt_tokens": length, "distance": length - place},
-                    seed=seed_of(id),
+                    prompt=context,
+                    forced=(*keys[asked], values[asked]),
+                    axes={**cell, "prompt_tokens": len(context), "distance": length - place},
+                    seed=seed_of(name),
                     watched=((place, place + 1),),
                 )
 
@@ -113,12 +116,13 @@ class Workload(Suite):
         return sorted({tokenizer.encode(letter)[-1] for letter in ascii_lowercase})
 
     def score(self, case: Case, answer: Answer) -> dict[str, float]:
-        return {"recall_accuracy": float(answer.greedy is True), "gold_nll_nats": -answer.logprobs[0]}
+        found = answer.likeliest is not None and answer.likeliest[-1]
+        return {"recall_accuracy": float(found), "gold_nll_nats": -answer.logprobs[-1]}
 
     def notes(self) -> dict[str, str]:
         asked = [f"{self.options.asked(pairs)} of {pairs} pairs" for pairs in sorted(set(self.options.pairs))]
         return {
-            "content": "random token ids; pairs first, then filler, then a key whose value is scored",
+            "content": "random token ids; a prompt of pairs and filler, then a key whose value is scored",
             "queries": f"{', '.join(asked)} in each trial",
             "training": "our own networks were not trained on it",
         }

@@ -55,7 +55,7 @@ def questions(task: str, shots: int) -> list[Case]:
 
     def keep(asked):
         cases.extend(asked)
-        return [Answer((), (), greedy=False)] * len(asked)
+        return [Answer((), (), likeliest=(False,))] * len(asked)
 
     loaded = loading.load([task], None, True)[task]
     loading.prepare(loaded, shots)
