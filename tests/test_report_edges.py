@@ -7,7 +7,9 @@ import math
 import pytest
 from recorded_tasks import Told, case, held, write_cells
 
+import models
 from harness.report import build, load_run
+from harness.report.canvas import styles
 from harness.report.groups import told_apart
 from harness.report.markdown import markdown
 
@@ -61,3 +63,8 @@ def test_suites_of_one_kind_are_told_apart_by_what_not_all_of_them_say():
     plain, magic, four = "needle:trials=4", "needle:trials=4,variant=magic", "needle:needles=4,trials=4"
     assert told_apart([plain, magic, four]) == {plain: "", magic: "variant=magic", four: "needles=4"}
     assert told_apart(["needle"]) == {"needle": ""} and told_apart(["needle:a=1"]) == {"needle:a=1": ""}
+
+
+def test_every_architecture_of_ours_looks_different():
+    looks = styles(models.names())
+    assert len({(look.color, look.marker) for look in looks.values()}) == len(looks)

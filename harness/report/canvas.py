@@ -41,6 +41,8 @@ OTHERS = (
     ("#8c564b", "--other-2", "*"),
     ("#5f7f1f", "--other-3", "h"),
     ("#4f6f8f", "--other-4", "<"),
+    ("#8f1d2c", "--other-5", ">"),
+    ("#0f7b8a", "--other-6", "p"),
 )
 DASHES = ("-", (0, (4, 2)), (0, (1, 1.5)), (0, (5, 1.5, 1, 1.5)))
 #: One hue for shares from 0 to 1, in steps of a tenth; dark mode runs the other way.

@@ -44,6 +44,8 @@ DARK = {
     "--other-2": "#c79a8f",
     "--other-3": "#a9cb5f",
     "--other-4": "#9db8d2",
+    "--other-5": "#e8808c",
+    "--other-6": "#6cc7d4",
 }
 
 
