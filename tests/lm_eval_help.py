@@ -126,7 +126,7 @@ class Asking:
     def __call__(self, cases):
         self.calls.append(list(cases))
         return [
-            Answer(case.forced or (), tuple(-0.5 for _ in case.forced or ()), "text", case.forced and False)
+            Answer(case.forced or (), tuple(-0.5 for _ in case.forced or ()), "text", case.forced and (False,))
             for case in cases
         ]
 

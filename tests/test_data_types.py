@@ -74,7 +74,7 @@ def test_what_only_python_calls_json_is_refused_in_both_places(data, tmp_path, n
 
 def run(cases):
     """The shorter continuation is the likelier one."""
-    return [Answer(case.forced, tuple(-1.0 for _ in case.forced), "", False) for case in cases]
+    return [Answer(case.forced, tuple(-1.0 for _ in case.forced), "", (False,)) for case in cases]
 
 
 @pytest.mark.parametrize("imported", [False, True])
