@@ -126,8 +126,8 @@ class Asking:
     def __call__(self, cases):
         self.calls.append(list(cases))
         return [
-            Answer(case.forced or (), tuple(-0.5 for _ in case.forced or ()), "text", case.forced and (False,))
-            for case in cases
+            Answer(forced, tuple(-0.5 for _ in forced), "text", (False,) * len(forced) or None)
+            for forced in (case.forced or () for case in cases)
         ]
 
 
