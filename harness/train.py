@@ -105,7 +105,7 @@ def network(spec: str, books: list[tuple[str, bytes]], hashes: dict[str, str], o
     from models.initialisation import induction_note
     from models.shapes import SHAPES
     from models.training import fit, prepare
-    from suites.training_mix import TrainingMix
+    from suites.training.mix import TrainingMix
 
     module, options = models.parse(spec)
     recipe, heads = recipe_of(order), order.induction_heads

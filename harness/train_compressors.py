@@ -104,7 +104,7 @@ def _on_mix(spec, options, name, frozen: Frozen, recipe, books: Books, hashes, o
     from models.compressor_training import by_blocks
     from models.training import fit
     from models.training_run import trained_state
-    from suites.training_mix import TrainingMix
+    from suites.training.mix import TrainingMix
 
     steps = mix_recipe(order)
     texts = [book for _, book in books]
@@ -146,7 +146,7 @@ def _on_text(spec, options, name, frozen: Frozen, recipe, books: Books, hashes, 
     from models.checkpoint import compressor_name
     from models.text_training import fit_text
     from models.training_run import trained_state
-    from suites.training_text import TrainingText
+    from suites.training.text import TrainingText
 
     length = sequence_tokens(options, frozen.context, order.period)
     steps, sequences = text_recipe(recipe, length, order)

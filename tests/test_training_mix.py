@@ -6,14 +6,17 @@ import re
 import numpy as np
 import pytest
 
+from suites.needles.forms import FORMS
 from suites.text import load_books, resolve
-from suites.training_mix import MIN_LENGTH, NEEDLE_BYTES, QUESTION_BYTES, TrainingMix
-from suites.words import EVALUATION_WORDS, ranked_words, training_words
+from suites.training.mix import MIN_LENGTH, TrainingMix
+from suites.training.needles import MAX_NEEDLES
+from suites.training.recall import letters
+from suites.training.sentences import FIXED, draw_template, kept_from_training
+from suites.words import EVALUATION_WORDS, NEEDLE, QUESTION, ranked_words, training_words
+from suites.workloads import ruler
 
 DATA = os.environ.get("KVMARK_DATA")  # before a fixture hides it
-NEEDLE = re.compile(
-    r"(What is t|T)he secret number of ([a-z]+)(?: is (\d{5})\. |\? The secret number of \2 is (\d{5})\.)"
-)
+STATED = re.compile(r" The secret number of ([a-z]+) is (\d{5})\. ")
 
 
 @pytest.fixture(scope="module")
@@ -85,30 +88,76 @@ def test_prose_is_consecutive_bytes_of_a_book_and_all_ordinary(books):
         assert batch.loss_weight_BT.sum() == pytest.approx(1, abs=1e-4)
 
 
-def test_needles_are_stated_before_they_are_asked_and_only_answers_are_scored(books):
-    kept = set(EVALUATION_WORDS)
+def answers_of(batch, row):
+    """Where each answer of a row begins and ends."""
+    edges = np.flatnonzero(np.diff(batch.answer_mask_BT[row].astype(int), prepend=0, append=0))
+    return edges.reshape(-1, 2).tolist()
+
+
+def test_every_answer_was_stated_behind_its_key_and_is_scored_when_asked_for(books):
+    kinds, most = set(), 0
+    for row, batch, index in rows_of(one_kind(books, 1), 150):
+        asked = answers_of(batch, index)
+        most = max(most, row.count(b" The secret number of "))
+        assert 1 <= len(asked) <= max(1, min(6, len(row) // 100))
+        for start, end in asked:
+            # The same key and mark before it, and the value was worth nothing then.
+            first = row.index(row[start - 6 : end])
+            assert first + 6 < start and not batch.answer_mask_BT[index, first : first + 6].any()
+            value = slice(first + 6, first + 6 + end - start)
+            assert (batch.loss_weight_BT[index, value] == 0).all()
+            assert (batch.loss_weight_BT[index, start:end] > 0).all()
+            text = row[start:end].decode()
+            kinds.add("number" if text.isdigit() else "letters" if text.isalpha() else "groups")
+    assert kinds == {"number", "letters", "groups"} and most > 8
+
+
+def test_the_fixed_template_is_that_of_the_needle_suite(books):
+    assert "".join(part.decode() for part, _ in FIXED.state(("word", 0), "12345")) == NEEDLE.format(
+        word="word", number="12345"
+    )
+    answer = "".join(part.decode() for part, _ in FIXED.answer([("word", 0)], ["12345"]))
+    assert answer == QUESTION.format(word="word") + "12345."
+    several = "".join(part.decode() for part, _ in FIXED.answer([("one", 0), ("two", 0)], ["1", "2"]))
+    form = FORMS["number"]
+    assert several == form.ask(["one", "two"]) + form.answer(["one", "two"], ["1", "2"]).rstrip(" ")
+    kept, stated = set(EVALUATION_WORDS), 0
     for row, batch, index in rows_of(one_kind(books, 1), 40):
-        stated, asked = {}, 0
-        for match in NEEDLE.finditer(row.decode("latin-1")):
-            answered = match[3] is None
-            first, last = match.span(4 if answered else 3)
-            assert match[2] not in kept
-            assert (batch.answer_mask_BT[index, first:last] == answered).all()
-            assert (batch.loss_weight_BT[index, first:last] > 0).all() == answered
-            if answered:
-                assert stated[match[2]] == match[4]
-                asked += 1
-            else:
-                stated[match[2]] = match[3]
-        assert 1 <= asked <= min(6, max(1, len(row) // 100), len(stated)) and len(stated) <= 8
-        assert batch.answer_mask_BT[index].sum() == 5 * asked
-        assert (batch.loss_weight_BT[index] == 0).sum() == 5 * len(stated)
-        assert row.endswith(b".")
+        text, seen = row.decode("latin-1"), set()
+        for match in STATED.finditer(text):
+            assert match[1] not in kept
+            if match[1] in seen:  # in an answer to a question for several
+                continue
+            seen.add(match[1])
+            stated += 1
+            assert (batch.loss_weight_BT[index, slice(*match.span(2))] == 0).all()
+    assert stated > 30
+
+
+def test_no_wording_of_evaluation_is_drawn(books):
+    """No sentence of the other variants or of ruler, and not what stands between key and value."""
+    rng, kept = np.random.default_rng(0), kept_from_training()
+    assert {"stock", "pieces", "magic", "serial", "city", "kept", "stands"} <= kept
+    words = TrainingMix(books).template_words
+    assert not set(words) & kept
+    texts = [form.needle for name, form in FORMS.items() if name != "number"] + [ruler.NEEDLE, ruler.LINK]
+    frames = [re.split(r"\{\w+\}", text) for text in texts]
+    drawn = {draw_template(rng, words) for _ in range(20_000)}
+    assert len(drawn) > 12_000 and FIXED in drawn
+    for template in drawn:
+        assert " / " not in template.link
+        assert all((template.lead, template.link) != (before, between) for before, between, _ in frames)
+
+
+def test_needles_grow_with_the_length(books):
+    mix = one_kind(books, 1, lengths=(2048,), length_probabilities=(1.0,))
+    counts = [row.count(b" The secret number of ") for row, _, _ in rows_of(mix, 300)]
+    assert 20 < max(counts) <= MAX_NEEDLES + 6
 
 
 def test_dense_answers_occurred_before(books):
-    repetitions = lists = 0
-    for row, batch, index in rows_of(one_kind(books, 2), 40):
+    repetitions = lists = pairs = 0
+    for row, batch, index in rows_of(one_kind(books, 2), 60):
         dense = batch.dense_mask_BT[index]
         numbers = [match for match in re.finditer(rb"\d{5}", row)]
         if numbers:
@@ -119,20 +168,52 @@ def test_dense_answers_occurred_before(books):
                 assert answered.all() == (match[0] in known) and answered.any() == answered.all()
                 assert (batch.loss_weight_BT[index, match.start() : match.end()] > 0).all() == answered.all()
                 known.add(match[0])
-        else:
+            continue
+        first = int(dense.argmax())
+        assert (batch.loss_weight_BT[index, :first] == 0).all()
+        if dense[first:].all():
             repetitions += 1
-            first = int(dense.argmax())
             period = first - 3
-            assert dense[first:].all()
             assert row[first:] == row[3 : len(row) - period]
-            assert (batch.loss_weight_BT[index, :first] == 0).all()
-    assert repetitions > 10 and lists > 30
+        else:
+            pairs += 1
+            assert not (batch.loss_weight_BT[index][~dense]).any()
+    assert repetitions > 20 and lists > 50 and pairs > 20
 
 
-def test_longest_needle_and_question_fit_the_shortest_sequence(books):
-    assert NEEDLE_BYTES + QUESTION_BYTES <= MIN_LENGTH
+@pytest.mark.parametrize("seed", range(20))
+def test_letters_ask_for_what_their_pairs_say(seed):
+    rng = np.random.default_rng(seed)
+    parts = letters(rng, 512)
+    values = {part for part, kind in parts if kind == 3}
+    stated, pairs = [], {}
+    for part, kind in parts:
+        if kind == 3 and not pairs:
+            break
+        if kind == 1:
+            stated.append(part)
+    listing = [part for part, _ in parts]
+    size = len(listing[0]) - 1
+    for pair in listing:
+        if len(pair) != size + 1 or pair[:-1] in pairs:
+            break
+        pairs[pair[:-1]] = pair[-1:]
+    asked = [
+        (before, value) for (before, _), (value, kind) in zip(parts, parts[1:], strict=False) if kind == 3
+    ]
+    assert len(asked) > 10 and len(pairs) >= 2 and values
+    assert all(pairs[before[-size:]] == value for before, value in asked)
+    letters_of = [set(b"".join(pairs)), set(b"".join(pairs.values()))]
+    assert not letters_of[0] & letters_of[1]
+
+
+def test_a_needle_fits_the_shortest_sequence(books):
+    fixed = sum(
+        len(part) for part, _ in FIXED.state(("x" * 7, 0), "99999") + FIXED.answer([("x" * 7, 0)], ["99999"])
+    )
+    assert fixed <= MIN_LENGTH
     mix = one_kind(books, 1, lengths=(MIN_LENGTH,), length_probabilities=(1.0,), tokens_per_step=1024)
-    assert all(batch.answer_mask_BT[row].sum() == 5 for _, batch, row in rows_of(mix, 10))
+    assert all(len(answers_of(batch, row)) == 1 for _, batch, row in rows_of(mix, 30))
 
 
 def test_words_of_evaluation_are_never_training_keys(books):

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .tokenizer import Tokenizer, start_of
+from ..tokenizer import Tokenizer, start_of
 
 
 @dataclass(frozen=True)
