@@ -58,6 +58,9 @@ TokenizerFile = Annotated[
 Pickle = Annotated[
     bool | None, typer.Option("--allow-pickle", help="Read weights from pickles (*.bin), which can run code.")
 ]
+WeightsFolder = Annotated[
+    str | None, typer.Option(help="Folder of our own networks' weights to use instead of those found.")
+]
 Contexts = Annotated[str | None, typer.Option(help="Contexts of the decode suite, e.g. 1024,4096.")]
 Batch = Annotated[str | None, typer.Option(help="Requests that run together; for decode also several: 1,4.")]
 Repeats = Annotated[int | None, typer.Option(help="Timed executions per process, after one warm-up.")]
@@ -139,7 +142,7 @@ def plan(
     replicates: Replicates = None, dtype: Dtype = None, device: Device = None, threads: Threads = None,
     seed: Seed = None, prefill_chunk: Chunk = None, interleave: Interleave = None, timeout_s: Timeout = None,
     memory_limit_bytes: MemoryLimit = None, model: Model = None, tokenizer: TokenizerFile = None,
-    allow_pickle: Pickle = None,
+    allow_pickle: Pickle = None, weights: WeightsFolder = None,
 ) -> None:  # fmt: skip
     """Print the jobs of a plan with their predicted memory; nothing is run."""
     options = dict(locals())
@@ -161,7 +164,7 @@ def run(
     replicates: Replicates = None, dtype: Dtype = None, device: Device = None, threads: Threads = None,
     seed: Seed = None, prefill_chunk: Chunk = None, interleave: Interleave = None, timeout_s: Timeout = None,
     memory_limit_bytes: MemoryLimit = None, model: Model = None, tokenizer: TokenizerFile = None,
-    allow_pickle: Pickle = None, out: Out = None, commit: Commit = None,
+    allow_pickle: Pickle = None, weights: WeightsFolder = None, out: Out = None, commit: Commit = None,
     retry_failed: Annotated[
         bool, typer.Option(help="Measure cells that crashed or timed out once more.")
     ] = False,

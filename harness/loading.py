@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import models
@@ -183,18 +184,21 @@ class _Plan:
         module, options = models.parse(self.spec)
         name = module.Model.weight_names(options)[0]
         try:
-            self.cards[name] = checkpoint.load_card(name)
+            self.cards[name] = checkpoint.load_card(name, self._folders())
             return shape_from(self.cards[name].get("shape") or {})
         except checkpoint.WeightsError as error:
             raise _needed(self.spec, error) from None
         except SpecError as error:
             raise SpecError(f"The card of weights '{name}' names no network: {_lower_first(error)}") from None
 
+    def _folders(self) -> list[Path] | None:
+        return None if self.settings.weights is None else [Path(self.settings.weights)]
+
     def _load(self, name: str, base: Any = None) -> tuple[dict[str, Any], dict[str, Any]]:
         from models import checkpoint
 
         try:
-            return checkpoint.load(name, base=base)
+            return checkpoint.load(name, self._folders(), base)
         except checkpoint.WeightsError as error:
             if base is not None:  # compressors: the command names spec and checkpoint
                 command = f"kvmark train {self.resolved} --model {self.settings.model} --data FOLDER"

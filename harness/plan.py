@@ -31,6 +31,7 @@ class Settings:
 
     `model` is a checkpoint of others, a path or org/name[@revision] of the hub, with `tokenizer` another
     file than its own; pickles in it are opened with `allow_pickle` only. None: our own weights.
+    `weights` is a folder of our own networks' weights: they are taken from there and nowhere else.
     `batch` bounds the requests of a quality cell that run together; latency suites state their own.
     `interleave` False gives each architecture of a latency suite a process of its own: its memory is
     then its own too, and slow drift of the machine is not shared.
@@ -40,6 +41,7 @@ class Settings:
     model: str | None = None
     tokenizer: str | None = None
     allow_pickle: bool = False
+    weights: str | None = None
     dtype: str = "fp32"
     device: str = "cpu"
     threads: int = 1
@@ -66,6 +68,8 @@ class Settings:
             raise SpecError("model and shape exclude each other: a checkpoint has its own shape.")
         if self.model is None and (self.tokenizer is not None or self.allow_pickle):
             raise SpecError("tokenizer and allow_pickle are for a model, and none is given.")
+        if self.weights is not None and (self.model is not None or self.shape is not None):
+            raise SpecError("weights are of our own networks: not with model, nor with shape.")
         if self.dtype not in DTYPES:
             raise SpecError(f"Unknown dtype '{self.dtype}'; known: {', '.join(DTYPES)}.")
         if not re.fullmatch(r"cpu|cuda(:\d{1,4})?", self.device):
@@ -132,11 +136,12 @@ DEMO = Plan(
     suites=("decode:contexts=256+1024+2048", "needle", "pg19"),
 )
 
-PLANS = {plan.name: plan for plan in (DEMO,)}
-
 
 def plan_from_toml(path: Path) -> Plan:
-    """A plan from a TOML file whose keys are those of Plan and Settings. Raises SpecError."""
+    """A plan from a TOML file whose keys are those of Plan and Settings; its name is the file's unless given.
+
+    Raises SpecError.
+    """
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -166,6 +171,13 @@ def plan_from_toml(path: Path) -> Plan:
         settings=Settings(**{k: v for k, v in values.items() if k in settings}),
         text=values.get("text"),
     )
+
+
+#: Plans that come with kvmark: the demo, and a file each in `harness/plans/`.
+PLANS = {
+    plan.name: plan
+    for plan in (DEMO, *map(plan_from_toml, sorted((Path(__file__).parent / "plans").glob("*.toml"))))
+}
 
 
 def digest(*parts: Any) -> str:

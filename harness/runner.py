@@ -35,8 +35,8 @@ from .pretrained import Opened, beyond, locate, most_fed, open_model, within_win
 from .store import SCHEMA, SCHEMA_VERSION, StoreError, read_table, write_atomic, write_table
 from .supervise import EnvironmentRefuses, Event, Supervisor
 
-#: Settings that do not change what a finished cell's numbers are. A checkpoint counts by what is in it.
-_SPELLING = ("model", "tokenizer", "allow_pickle")
+#: Settings that do not change what a finished cell's numbers are. Weights count by what is in them.
+_SPELLING = ("model", "tokenizer", "allow_pickle", "weights")
 UNKEYED = ("replicates", "timeout_s", *_SPELLING)
 
 
