@@ -41,7 +41,9 @@ Architectures = Annotated[
 Suites = Annotated[
     list[str] | None, typer.Option("--suite", "-s", help="Suite, e.g. needle:lengths=512+1024; repeatable.")
 ]
-PlanName = Annotated[str | None, typer.Argument(metavar="[PLAN]", help="A named plan (demo) or a TOML file.")]
+PlanName = Annotated[
+    str | None, typer.Argument(metavar="[PLAN]", help="A named plan (see kvmark list) or a TOML file.")
+]
 Text = Annotated[
     str | None,
     typer.Option("--text", "--haystack", help="Text file or folder to read instead of the default."),
@@ -231,14 +233,23 @@ def check(
 
 @app.command()
 def train(
-    spec: Annotated[str, typer.Argument(help="transformer, yoco:mixer=swa|retention or lococo:budget=M.")],
+    spec: Annotated[
+        str,
+        typer.Argument(help="family, transformer, yoco:mixer=swa|retention or lococo:budget=M."),
+    ],
     data: Annotated[Path, typer.Option(help="Folder of training texts (*.txt, *.txt.gz).")],
     out: Annotated[Path, typer.Option(help="Where the weights go.")] = Path("results/weights"),
-    model: Model = None, tokenizer: TokenizerFile = None, allow_pickle: Pickle = None,
     recipe: Annotated[
         str | None,
-        typer.Option(help="lococo: official (default with --model) or family (default without)."),
+        typer.Option(help="family: cpu (default), gpu or a TOML file. lococo: official or family."),
     ] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(help="family: a training or group of the recipe; repeatable.")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="family: trainings at a time (default: one per core, or GPU).")
+    ] = None,
+    model: Model = None, tokenizer: TokenizerFile = None, allow_pickle: Pickle = None,
     period: Annotated[
         int | None, typer.Option(min=1, help="lococo on plain text: blocks per sequence (default 8).")
     ] = None,
@@ -246,40 +257,52 @@ def train(
         int | None, typer.Option(min=1, help="lococo on plain text: sequences per step (official: 128).")
     ] = None,
     tokens: Annotated[int | None, typer.Option(help="Token budget (default: the recipe's).")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of initial values and batches.")] = 0,
-    induction_heads: Annotated[int, typer.Option(help="Hand-set heads per global layer; 0 for none.")] = 2,
-    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
-    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
+    seed: Annotated[int | None, typer.Option(help="Seed of initial values and batches (default 0).")] = None,
+    induction_heads: Annotated[
+        int | None, typer.Option(help="Hand-set heads per global layer, 0 for none (default 2).")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N (default: the recipe's).")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of a training.")] = None,
+    checkpoint_s: Annotated[float, typer.Option(min=0, help="Seconds between checkpoints.")] = 60.0,
     commit: Commit = None,
 ) -> None:  # fmt: skip
-    """Train a member of the byte-level family, or compressors on a checkpoint; resumes when interrupted."""
+    """Train our byte-level networks, or compressors on a checkpoint; resumes when interrupted."""
+    options = dict(locals())
     with sentences(ValueError, FloatingPointError):
-        from .train import Order
-        from .train import train as train_
+        from .train_asked import train_asked
 
-        order = Order(
-            tokens=tokens, seed=seed, induction_heads=induction_heads, model=model, tokenizer=tokenizer,
-            allow_pickle=bool(allow_pickle), recipe=recipe, period=period, sequences=sequences, device=device,
-        )  # fmt: skip
-        card = train_(spec, data, out, order, threads=threads, commit=commit, say=typer.echo)
-        typer.echo(f"Card: {card}")
+        failed = train_asked(options, typer.echo)
+    if failed:
+        _stop(f"{failed} trainings did not finish; the same command goes on with them.", EXIT_FAILED_CELL)
 
 
 @app.command()
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders.")],
+    runs: Annotated[list[Path] | None, typer.Argument(help="Run folders.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the page (default reports/local/NAME).")] = None,
     markdown: Annotated[bool, typer.Option(help="Print the verdict as Markdown, draw nothing.")] = False,
+    curves: Annotated[
+        list[Path] | None,
+        typer.Option(help="Folder of weights: draw how they were trained, instead of a run; repeatable."),
+    ] = None,
 ) -> None:
     """Draw one self-contained HTML page (and PNGs) from finished runs."""
     with sentences():
-        from .report import build, load_run
+        from models.spec import SpecError
+
+        from .report import build, build_curves, load_run
         from .report.markdown import markdown as markdown_of
 
+        if bool(runs) == bool(curves) or (curves and markdown):
+            raise SpecError("Name run folders, or folders of weights with --curves, and not both.")
+        local = Path("reports") / "local"
+        if curves:
+            typer.echo(f"Report: {build_curves(curves, out or local / curves[0].resolve().name)}")
+            return
         if markdown:
             typer.echo("\n".join(markdown_of(load_run(run)) for run in runs), nl=False)
             return
-        typer.echo(f"Report: {build(runs, out or Path('reports') / 'local' / runs[0].resolve().name)}")
+        typer.echo(f"Report: {build(runs, out or local / runs[0].resolve().name)}")
 
 
 @app.command()

@@ -206,6 +206,17 @@ class _Plan:
             raise _needed(self.spec, error) from None
 
 
+def told(card: dict[str, Any]) -> dict[str, Any]:
+    """What a run keeps of a card: enough to draw how the weights were trained where they do not lie."""
+    names = ("sha256", "parameters", "tokens", "notes", "command", "commit")
+    kept = {name: card.get(name) for name in names}
+    if card.get("losses"):
+        more = ("architecture", "seed", "recipe", "hardware", "losses")
+        kept |= {name: card.get(name) for name in more}
+        kept["trained_length"] = max((card.get("data") or {}).get("lengths") or [0]) or None
+    return kept
+
+
 def short(sha256: str) -> str:
     """Twelve digits of a hash, and what stands before it ("sampled-")."""
     return sha256[: sha256.find("-") + 13]

@@ -119,6 +119,7 @@ METRICS: dict[str, Metric] = {
     "peak_continuation_reserved_bytes": Metric("bytes", "low", "peak reserved, continuation", format_bytes),
     # what a policy did
     "lococo_alpha": Metric("share", None, "LoCoCo α", format_number),
+    "lococo_entropy": Metric("share", None, "LoCoCo softmax entropy", format_number),
     "budget_tokens": Metric("tokens", None, "budget", format_count),
     "compressions": Metric("count", None, "compressions", format_count),
     "evicted_tokens": Metric("tokens", None, "evicted tokens, all layers", format_count),

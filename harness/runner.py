@@ -29,7 +29,7 @@ from suites.text import Text, resolve
 from suites.tokenizer import ByteTokenizer, Tokenizer
 
 from .environment import machine_card
-from .loading import Weights, weights_of
+from .loading import Weights, told, weights_of
 from .plan import Cell, Job, Plan, Settings, digest, jobs
 from .pretrained import Opened, beyond, locate, most_fed, open_model, within_window
 from .store import SCHEMA, SCHEMA_VERSION, StoreError, read_table, write_atomic, write_table
@@ -307,9 +307,7 @@ def _manifest(prepared: Prepared, out: Path) -> dict[str, Any]:
             for spec, found in prepared.weights.items()
         },
         "weights": {
-            name: {k: card.get(k) for k in ("sha256", "parameters", "tokens", "notes", "command", "commit")}
-            for found in prepared.weights.values()
-            for name, card in found.cards.items()
+            name: told(card) for found in prepared.weights.values() for name, card in found.cards.items()
         },
     }
     if prepared.opened is not None:

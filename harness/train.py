@@ -5,8 +5,10 @@
     kvmark train lococo:budget=128 --data FOLDER        … compressors on the family's frozen Transformer …
     kvmark train lococo:budget=512 --model PATH --data FOLDER      … or on a checkpoint of somebody else
 
+    kvmark train family --data FOLDER                   all that a recipe file lists (`train_family.py`)
+
 Weights go to `results/weights/` (they hide shipped ones of the same name) unless `out` says else.
-The training books must not be evaluation books; the card lists the hash of every one of them.
+The card lists the hash of every training book; books of PG-19's evaluation are refused (`train_data.py`).
 """
 
 from __future__ import annotations
@@ -15,15 +17,32 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .loading import check_device
-from .training import Training, books_card, carry_out
+from .training import CHECKPOINT_EVERY_S, Training, books_card, carry_out
+
+if TYPE_CHECKING:
+    from models.architecture import Shape
+    from models.recipe import Recipe
+    from suites.training.mix import TrainingMix
+
+    from .train_data import Books
 
 FAMILY_LENGTHS, FAMILY_SHARES = (256, 512, 1024, 2048), (0.4, 0.3, 0.2, 0.1)
+#: Of prose, needles and dense recall.
+MIX_SHARES = (0.65, 0.25, 0.10)
 
 #: Of blocks per sequence and of sequences per step, far above any training.
 MOST = 1_000_000
+
+
+#: Who draws the batches of a mix: the training itself, or processes ahead of it (`train_ahead.py`).
+Drawing = Callable[[Any], Callable[[int], Any]]
+
+
+def own_batches(mix: TrainingMix) -> Callable[[int], Any]:
+    return mix.batch
 
 
 @dataclass(frozen=True)
@@ -55,6 +74,31 @@ class Order:
         return " ".join([*parts, *["--allow-pickle"] * self.allow_pickle])
 
 
+@dataclass(frozen=True)
+class Plan:
+    """What decides the result of a training on the mix, books and base weights apart.
+
+    The mix draws its sequences from `steps.seed + mix_seed_offset`.
+    """
+
+    spec: str
+    shape: Shape
+    steps: Recipe
+    lengths: tuple[int, ...] = FAMILY_LENGTHS
+    length_probabilities: tuple[float, ...] = FAMILY_SHARES
+    shares: tuple[float, ...] = MIX_SHARES
+    mix_seed_offset: int = 0
+
+    def mix(self, books: Books) -> TrainingMix:
+        """Raises ValueError where the books do not suffice."""
+        from suites.training.mix import TrainingMix
+
+        return TrainingMix(
+            [book for _, book in books], self.steps.seed + self.mix_seed_offset, self.steps.tokens_per_step,
+            self.lengths, self.length_probabilities, self.shares,
+        )  # fmt: skip
+
+
 def train(
     spec: str,
     data: Path,
@@ -64,6 +108,7 @@ def train(
     threads: int = 1,
     commit: str | None = None,
     say: Callable[[str], None] = print,
+    checkpoint_every_s: float = CHECKPOINT_EVERY_S,
 ) -> Path:
     """Train what `spec` names; returns the path of its card.
 
@@ -73,7 +118,8 @@ def train(
 
     import models
     from models.spec import SpecError, split_spec
-    from suites.text import load_books
+
+    from .train_data import training_books
 
     order, spec = order or Order(), models.canonical_spec(spec)
     kind = split_spec(spec)[0]
@@ -89,51 +135,55 @@ def train(
     check_device(order.device)
     torch.set_num_threads(threads)
     torch.manual_seed(order.seed)
-    books, hashes = load_books(data)
+    books, hashes = training_books(data)
     if kind == "lococo":
         from .train_compressors import compressors
 
         training = compressors(spec, books, hashes, out, order)
     else:
-        training = network(spec, books, hashes, order)
-    return carry_out(training, out, f"{threads} thread(s), {order.device}", commit, say)
+        training = network(plan_of(spec, order), books, hashes, order.device, order.command(spec))
+    return carry_out(
+        training, out, f"{threads} thread(s), {order.device}", commit, say,
+        device=order.device, checkpoint_every_s=checkpoint_every_s,
+    )  # fmt: skip
 
 
-def network(spec: str, books: list[tuple[str, bytes]], hashes: dict[str, str], order: Order) -> Training:
-    """A member of the byte-level family, from its initial values on."""
+def plan_of(spec: str, order: Order) -> Plan:
+    """The family's recipe for a network. Raises ValueError."""
+    from models.recipe import Recipe
+    from models.shapes import SHAPES
+
+    total = Recipe.total_tokens if order.tokens is None else order.tokens
+    steps = Recipe(total_tokens=total, seed=order.seed, induction_heads=order.induction_heads)
+    return Plan(spec, SHAPES["family"], steps)
+
+
+def network(
+    plan: Plan, books: Books, hashes: dict[str, str], device: str, command: str, draw: Drawing = own_batches
+) -> Training:
+    """A member of the byte-level family, from its initial values on. Raises ValueError."""
     import models
     from models.initialisation import induction_note
-    from models.shapes import SHAPES
     from models.training import fit, prepare
-    from suites.training.mix import TrainingMix
+    from models.training_speed import step_flops
 
-    module, options = models.parse(spec)
-    recipe, heads = recipe_of(order), order.induction_heads
-    mix = TrainingMix(
-        [book for _, book in books], order.seed, recipe.tokens_per_step, FAMILY_LENGTHS, FAMILY_SHARES
-    )
-    model = models.build(spec, SHAPES["family"])
-    prepare(model, recipe)
+    module, options = models.parse(plan.spec)
+    heads, mix = plan.steps.induction_heads, plan.mix(books)
+    model = models.build(plan.spec, plan.shape)
+    prepare(model, plan.steps)
     return Training(
         name=module.Model.weight_names(options)[-1],
-        spec=spec,
+        spec=plan.spec,
         model=model,
-        recipe=recipe,
-        fit=functools.partial(fit, model, mix.batch, recipe, device=order.device),
+        recipe=plan.steps,
+        fit=functools.partial(fit, model, draw(mix), plan.steps, device=device),
         state=model.state_dict,
         data=mix.card() | books_card(hashes),
         notes=induction_note(heads, getattr(options, "self_layers", 0)) if heads else "No hand-set start.",
-        command=order.command(spec),
+        command=command,
         line=mix_line,
+        step_flops=functools.partial(step_flops, model),
     )
-
-
-def recipe_of(order: Order) -> Any:
-    """The family's recipe. Raises ValueError."""
-    from models.recipe import Recipe
-
-    total = Recipe.total_tokens if order.tokens is None else order.tokens
-    return Recipe(total_tokens=total, seed=order.seed, induction_heads=order.induction_heads)
 
 
 def mix_line(entry: Any) -> str:

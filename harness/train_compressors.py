@@ -12,11 +12,18 @@ context holds; the official batch is 128 of them.
 from __future__ import annotations
 
 import functools
+import itertools
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .train import Order, mix_line
+from .train import Drawing, Order, Plan, mix_line, own_batches
 from .training import Training, books_card
+
+if TYPE_CHECKING:
+    from suites.training.mix import TrainingMix
+
+    from .train_data import Books
 
 #: Compressors need long sequences: trained on 1,024 tokens only (6 compressions) they blew up at 8,192
 #: (DECISIONS.md has the tries).
@@ -24,8 +31,6 @@ LOCOCO_TOKENS, LOCOCO_LR, LOCOCO_TOKENS_PER_STEP = 6_000_000, 3e-3, 4096
 LOCOCO_LENGTHS, LOCOCO_SHARES = (1024, 4096), (0.5, 0.5)
 #: Of the official commands: max_train_steps, clean_period, 8 processes x 128 blocks accumulated / 8 blocks.
 OFFICIAL_STEPS, OFFICIAL_PERIOD, OFFICIAL_SEQUENCES = 1000, 8, 128
-
-Books = list[tuple[str, bytes]]
 
 
 class Frozen(NamedTuple):
@@ -42,6 +47,7 @@ class Frozen(NamedTuple):
 def compressors(spec: str, books: Books, hashes: dict[str, str], out: Path, order: Order) -> Training:
     """A training of `spec`'s compressors. Raises SpecError, WeightsError or ValueError."""
     import models
+    from models.checkpoint import default_folders
     from models.spec import SpecError, canonical, split_spec
 
     name, official = split_spec(spec)[0], models.parse(spec)[1].trainable == "official"
@@ -54,21 +60,24 @@ def compressors(spec: str, books: Books, hashes: dict[str, str], out: Path, orde
     if not on_text and (order.period or order.sequences):
         raise SpecError("--period and --sequences are for plain text (--recipe official or --model).")
 
-    frozen = _checkpoint(order) if order.model else _family(out)
+    frozen = _checkpoint(order) if order.model else frozen_transformer([out, *default_folders()])
     module, options = models.resolve(spec, frozen.shape)
     spec = canonical(name, options)
-    make = _on_text if on_text else _on_mix
-    return make(spec, options, module.Model.weight_names(options)[-1], frozen, recipe, books, hashes, order)
+    if not on_text:
+        return on_mix(mix_plan(spec, order), frozen, books, hashes, order.device, order.command(spec))
+    weights = module.Model.weight_names(options)[-1]
+    return _on_text(spec, options, weights, frozen, recipe, books, hashes, order)
 
 
-def _family(out: Path) -> Frozen:
+def frozen_transformer(folders: Sequence[Path], name: str = "transformer") -> Frozen:
+    """Our own Transformer from the first of `folders` that has it. Raises WeightsError or SpecError."""
     from models import checkpoint
-    from models.shapes import SHAPES
+    from models.shapes import shape_from
     from suites.tokenizer import ByteTokenizer
 
-    state, card = checkpoint.load("transformer", [out, *checkpoint.default_folders()])
-    base = checkpoint.Base("transformer", card["sha256"])
-    return Frozen(base, SHAPES["family"], state, ByteTokenizer(), None, card["notes"])
+    state, card = checkpoint.load(name, folders)
+    base = checkpoint.Base(name, card["sha256"])
+    return Frozen(base, shape_from(card["shape"]), state, ByteTokenizer(), None, card["notes"])
 
 
 def _checkpoint(order: Order) -> Frozen:
@@ -100,37 +109,55 @@ def _model(spec: str, frozen: Frozen, init: str) -> Any:
     return model
 
 
-def _on_mix(spec, options, name, frozen: Frozen, recipe, books: Books, hashes, order: Order) -> Training:
-    from models.compressor_training import by_blocks
+def on_mix(
+    plan: Plan, frozen: Frozen, books: Books, hashes: dict[str, str], device: str, command: str,
+    draw: Drawing = own_batches,
+) -> Training:  # fmt: skip
+    """Compressors of `plan.spec` on a frozen network of ours, on the training mix. Raises ValueError."""
+    import models
+    from models.compressor_training import by_blocks, what_is_mixed
     from models.training import fit
     from models.training_run import trained_state
-    from suites.training.mix import TrainingMix
 
-    steps = mix_recipe(order)
-    texts = [book for _, book in books]
-    # Other sequences than the base was trained on.
-    mix = TrainingMix(texts, order.seed + 1, steps.tokens_per_step, LOCOCO_LENGTHS, LOCOCO_SHARES)
-    model = _model(spec, frozen, "scaled")
+    module, options = models.parse(plan.spec)
+    mix = plan.mix(books)
+    model = _model(plan.spec, frozen, "scaled")
+    observe = functools.partial(what_is_mixed, tokens_BT=longest_sequence(mix, device))
     return Training(
-        name=name,
-        spec=spec,
+        name=module.Model.weight_names(options)[-1],
+        spec=plan.spec,
         model=model,
-        recipe=steps,
-        fit=functools.partial(fit, model, mix.batch, steps, device=order.device, backward=by_blocks),
+        recipe=plan.steps,
+        fit=functools.partial(
+            fit, model, draw(mix), plan.steps, device=device, backward=by_blocks, observe=observe
+        ),
         state=functools.partial(trained_state, model),
         data=mix.card() | books_card(hashes),
         notes=_notes(options, frozen),
-        command=order.command(spec),
+        command=command,
         line=mix_line,
         base=frozen.base._asdict(),
     )
 
 
-def mix_recipe(order: Order) -> Any:
-    """The steps of the shipped compressors. Raises ValueError."""
-    from models.recipe import Recipe
+def longest_sequence(mix: TrainingMix, device: str) -> Any:
+    """The first sequence (1,T) of the mix that has its greatest length."""
+    import torch
 
-    return Recipe(
+    tokens_BT1 = next(
+        batch.tokens_BT1
+        for batch in map(mix.batch, itertools.count())
+        if batch.tokens_BT1.shape[1] - 1 == max(mix.lengths)
+    )
+    return torch.as_tensor(tokens_BT1[:1, :-1]).to(device)
+
+
+def mix_plan(spec: str, order: Order) -> Plan:
+    """The family's recipe for compressors. Raises ValueError."""
+    from models.recipe import Recipe
+    from models.shapes import SHAPES
+
+    steps = Recipe(
         total_tokens=LOCOCO_TOKENS if order.tokens is None else order.tokens,
         tokens_per_step=LOCOCO_TOKENS_PER_STEP,
         autocast_bf16=False,
@@ -140,6 +167,8 @@ def mix_recipe(order: Order) -> Any:
         seed=order.seed,
         induction_heads=0,
     )
+    # Other sequences than the base was trained on.
+    return Plan(spec, SHAPES["family"], steps, LOCOCO_LENGTHS, LOCOCO_SHARES, mix_seed_offset=1)
 
 
 def _on_text(spec, options, name, frozen: Frozen, recipe, books: Books, hashes, order: Order) -> Training:
@@ -171,16 +200,14 @@ def _on_text(spec, options, name, frozen: Frozen, recipe, books: Books, hashes, 
 
 def sequence_tokens(options: Any, context: int | None, period: int | None) -> int:
     """Tokens of a training sequence: `period` blocks. Raises ValueError where it is too long or too short."""
-    from models.architectures.lococo import SLACK
-
     block, most = options.block_tokens, None if context is None else int(context * options.rope_factor)
     blocks = period or (OFFICIAL_PERIOD if most is None else min(OFFICIAL_PERIOD, most // block))
     if most is not None and blocks * block > most:
         raise ValueError(
             f"A sequence of {blocks} blocks of {block} tokens is longer than the context of {most} tokens."
         )
-    if (blocks - 1) * block <= options.budget + SLACK:
-        needed = (options.budget + SLACK) // block + 2
+    if (blocks - 1) * block <= options.budget + options.slack:
+        needed = (options.budget + options.slack) // block + 2
         raise ValueError(
             f"A sequence of {blocks} blocks of {block} tokens is never compressed to {options.budget} slots; "
             f"{needed} blocks are needed, {needed * block} tokens."

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import errno
+import fcntl
+import functools
 import hashlib
 import json
 import os
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +23,10 @@ if TYPE_CHECKING:
     from models.recipe import Recipe
 
 
+#: Seconds between checkpoints: what a killed training loses at most.
+CHECKPOINT_EVERY_S = 60.0
+
+
 @dataclass(frozen=True)
 class Training:
     """A network ready to be trained, and what its card will say."""
@@ -28,7 +35,7 @@ class Training:
     spec: str
     model: Architecture
     recipe: Recipe
-    #: (on_log, checkpoint_path, origin) -> log
+    #: (on_log, on_save, checkpoint_path, origin, step_flops, ceiling_flops) -> log
     fit: Callable[..., list[Any]]
     #: what is saved, asked for when the training is over
     state: Callable[[], dict[str, Any]]
@@ -41,35 +48,70 @@ class Training:
     base: dict[str, str] | None = None
     #: whether weights are kept in fp32
     exact: bool = False
+    #: (rows, length) -> FLOPs of a step, where they are known
+    step_flops: Callable[[int, int], float] | None = None
 
 
 def carry_out(
-    training: Training, out: Path, hardware: str, commit: str | None, say: Callable[[str], None]
+    training: Training,
+    out: Path,
+    hardware: str,
+    commit: str | None,
+    say: Callable[[str], None],
+    *,
+    device: str = "cpu",
+    checkpoint_every_s: float = CHECKPOINT_EVERY_S,
 ) -> Path:
     """Train (or resume), write weights, card and curve; returns the card's path.
 
-    Raises ValueError where what is to be resumed began from another recipe, architecture, base or data.
+    Raises ValueError where what is to be resumed began from another recipe, architecture, base or data, and
+    FloatingPointError where it diverges.
     """
-    import pyarrow as pa
+    make_folder(out)
+    if (finished := out / f"{training.name}.json").exists():
+        raise ValueError(f"{finished} is a finished training; choose another --out or delete it.")
+    with only_one(out, training.name):
+        return _carried_out(training, out, hardware, commit, say, device, checkpoint_every_s)
+
+
+def make_folder(out: Path) -> None:
+    """Make it; one that cannot be written is found now, not after hours. Raises OSError."""
+    out.mkdir(parents=True, exist_ok=True)
+    if not os.access(out, os.W_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(out))
+
+
+def _carried_out(
+    training: Training,
+    out: Path,
+    hardware: str,
+    commit: str | None,
+    say: Callable[[str], None],
+    device: str,
+    checkpoint_every_s: float,
+) -> Path:
     import torch
 
     from models import checkpoint
     from models.training_log import summarise
-
-    from .store import write_table
+    from models.training_speed import matrix_product_flops
 
     def on_log(entry: Any) -> None:
-        speed = f"{entry.tokens_per_cpu_s or 0:,.0f} tokens/CPU-s, {entry.cpu_s:.0f} CPU-s"
-        say(f"{training.name}: {entry.tokens:,} tokens, {training.line(entry)}, {speed}")
+        say(f"{training.name}: {entry.tokens:,} tokens, {training.line(entry)}, {speed_line(entry)}")
 
-    start, recipe = time.monotonic(), training.recipe
+    recipe = training.recipe
     unfinished = out / f"{training.name}.training.pt"
-    out.mkdir(parents=True, exist_ok=True)  # a folder that cannot be written is found now, not after hours
-    if not os.access(out, os.W_OK):
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(out))
-    if (finished := out / f"{training.name}.json").exists():
-        raise ValueError(f"{finished} is a finished training; choose another --out or delete it.")
-    log = training.fit(on_log=on_log, checkpoint_path=unfinished, origin=origin(training))
+    curve = out / f"{training.name}.curve.parquet"
+    ceiling_flops = matrix_product_flops(device, torch.bfloat16 if recipe.autocast_bf16 else torch.float32)
+    log = training.fit(
+        on_log=on_log,
+        on_save=functools.partial(write_curve, curve),
+        checkpoint_path=unfinished,
+        checkpoint_every_s=checkpoint_every_s,
+        origin=origin(training),
+        step_flops=training.step_flops,
+        ceiling_flops=ceiling_flops,
+    )
     card = {
         "architecture": training.spec,
         "shape": dataclasses.asdict(training.model.shape),
@@ -81,17 +123,64 @@ def carry_out(
         "losses": summarise(log),
         **{key: value for key, value in checkout(commit=commit).items() if key in ("commit", "dirty")},
         "hardware": f"{cpu_model() or 'unknown CPU'}, {hardware}",
-        "wall_s": round(time.monotonic() - start, 1),
+        "wall_s": round(log[-1].wall_s, 1),
         "cpu_s": round(log[-1].cpu_s, 1),
+        "ceiling_flops": round(ceiling_flops),
         "command": training.command,
         "notes": training.notes,
     } | ({} if training.base is None else {"base": training.base})
     dtype = torch.float32 if training.exact else checkpoint.DTYPE
     checkpoint.save(out, training.name, training.state(), card, dtype)
-    rows = [{k: v for k, v in dataclasses.asdict(e).items() if not isinstance(v, dict)} for e in log]
-    write_table(out / f"{training.name}.curve.parquet", pa.Table.from_pylist(rows))
+    write_curve(curve, log)
     unfinished.unlink(missing_ok=True)
     return out / f"{training.name}.json"
+
+
+def speed_line(entry: Any) -> str:
+    """Speed and the time left, of a log entry, in words."""
+    left = "" if entry.eta_s is None else f", {datetime.timedelta(seconds=round(entry.eta_s))} left"
+    mfu = "" if entry.mfu is None else f", MFU {100 * entry.mfu:.0f} %"
+    return f"{entry.tokens_per_s or 0:,.0f} tokens/s{mfu}, {entry.cpu_s:.0f} CPU-s{left}"
+
+
+def write_curve(path: Path, log: list[Any]) -> None:
+    """The log as one Parquet file that appears whole: what a report of an unfinished training reads."""
+    import pyarrow as pa
+
+    from models.training_log import curve
+
+    from .store import write_table
+
+    columns = curve(log)
+    if not log:
+        return
+    whole = ("step", "tokens")
+    types = [(name, pa.int64() if name in whole else pa.float64()) for name in columns]
+    write_table(path, pa.table(columns, schema=pa.schema(types)))
+
+
+@contextmanager
+def only_one(out: Path, name: str) -> Iterator[None]:
+    """Keep out a second training of these weights, and clear what a killed one left half-written.
+
+    Raises ValueError while another process trains them.
+    """
+    path = out / f".{name}.lock"
+    with path.open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            raise ValueError(f"'{name}' is being trained in {out} by process {lock.read()}.") from None
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        for left in (*out.glob(f"{name}.*.tmp"), *out.glob(f".{name}.*.tmp")):
+            left.unlink(missing_ok=True)
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
 
 
 def origin(training: Training) -> dict[str, str]:

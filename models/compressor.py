@@ -9,6 +9,15 @@ The output channel of the last convolution is the memory slot. Hidden layers of 
 channels, too (the official code's default). alpha is one unconstrained number per layer; the one-hot
 part carries half of the weight at first. Everything a compressor reads is detached.
 
+Deviations, our own, none of them in the defaults:
+
+    alpha=bounded  alpha = sigmoid(a), 0.95 at first. Above 1, where training takes free ones, one-hot parts
+                   have negative weight: memory leaves the hull of what it was made from, more so at every
+                   fold. Bounded, a slot is an average however often it is folded
+    sinks          the first slots are heavy hitters whatever their score, as the `local` newest ones are
+    local          does not count mixtures, which lie behind the heavy slots in memory, unless one was heavy
+                   itself (official: the last slots of that order; the same up to local = block)
+
 The convolutions start at N(0, 1/fan_in). The official N(0, 1) makes every row of W one-hot at once,
 which suits its learning rate of 5e-2; `initialise("official")` gives it.
 
@@ -42,12 +51,13 @@ class Fold(NamedTuple):
 class Compressor(nn.Module):
     """One per layer, shared by its heads.
 
-    `options` has `budget` (M), `folded` (Mc), `kernel`, `depth` and `local`.
+    `options` has `budget` (M), `folded` (Mc), `kernel`, `depth`, `local`, `sinks` and `alpha`.
     """
 
     def __init__(self, head_dim: int, options) -> None:
         super().__init__()
-        self.budget, self.folded, self.local = options.budget, options.folded, options.local
+        self.budget, self.folded = options.budget, options.folded
+        self.local, self.sinks, self.bounded = options.local, options.sinks, options.alpha == "bounded"
         padding = options.kernel // 2
         self.conv = nn.Conv1d(2 * head_dim, self.folded, options.kernel, padding=padding)
         # Named by place, so that a single convolution is "conv", as in the weights that we ship.
@@ -65,36 +75,59 @@ class Compressor(nn.Module):
         """The convolutions, first to last."""
         return [self.conv, *self.convs.values()]
 
+    @property
+    def share(self) -> Tensor:
+        """alpha, the learned mixture's share of a mixed slot."""
+        return self.alpha.sigmoid() if self.bounded else self.alpha
+
     def initialise(self, init: Init = "scaled") -> None:
-        """Convolutions of N(0, 1/fan_in) or, "official", N(0, 1); biases have Conv1d's default; alpha 1/2."""
+        """Convolutions of N(0, 1/fan_in) or, "official", N(0, 1); biases have Conv1d's default; a free alpha
+        is 1/2, a bounded one sigmoid(3)."""
         for conv in self.stack:
             conv.reset_parameters()
             fan_in = conv.weight[0].numel()
             nn.init.normal_(conv.weight, std=1.0 if init == "official" else fan_in**-0.5)
-        nn.init.constant_(self.alpha, 0.5)
+        nn.init.constant_(self.alpha, 3.0 if self.bounded else 0.5)
 
-    def forward(self, k_BGnD: Tensor, v_BGnD: Tensor, score_BGn: Tensor) -> Fold:
-        """The fold of n >= M filled slots."""
+    def forward(self, k_BGnD: Tensor, v_BGnD: Tensor, score_BGn: Tensor, again: bool = False) -> Fold:
+        """The fold of n >= M filled slots; `again`: the first M of them are memory."""
         k, v, score = k_BGnD.detach(), v_BGnD.detach(), score_BGn.detach()
-        forced = score
-        if self.local:
-            forced = score.clone()
-            forced[..., -self.local :] = float("inf")
-        heavy, rest = split_top(forced, self.budget - self.folded)
+        heavy, rest = self.split(score, again)
         weights = self.weights(_pick(k, rest), _pick(v, rest), score.gather(-1, rest))
         return Fold(heavy, rest, weights)
 
+    def split(self, score_BGn: Tensor, again: bool = False) -> tuple[Tensor, Tensor]:
+        """Indices of the slots that stay as they are, and of the rest."""
+        slots = list(range(score_BGn.shape[-1]))
+        if again:
+            del slots[self.budget - self.folded : self.budget]  # mixtures are not new
+        forced = score_BGn.clone()
+        forced[..., slots[: self.sinks] + slots[len(slots) - self.local :]] = float("inf")
+        return split_top(forced, self.budget - self.folded)
+
     def weights(self, k_BGrD: Tensor, v_BGrD: Tensor, score_BGr: Tensor) -> Tensor:
         """Mixing weights (B,G,Mc,r) over the rest; every row sums to 1 for any alpha."""
+        mixed = self.mixtures(k_BGrD, v_BGrD)
+        chosen, _ = split_top(score_BGr, self.folded)
+        one_hot = torch.zeros_like(mixed).scatter_(-1, chosen[..., None], 1.0)
+        alpha = self.share.to(mixed.dtype)
+        return (1 - alpha) * one_hot + alpha * mixed
+
+    def mixtures(self, k_BGrD: Tensor, v_BGrD: Tensor) -> Tensor:
+        """The learned part: a softmax over tokens for each mixed slot, (B,G,Mc,r)."""
         z = torch.cat([k_BGrD, v_BGrD], -1).flatten(0, 1).transpose(1, 2).to(self.conv.weight.dtype)
         for conv in self.stack:
             z = conv(z).relu()
         wide = torch.promote_types(z.dtype, torch.float32)
-        mixed = z.to(wide).softmax(-1).unflatten(0, k_BGrD.shape[:2])
-        chosen, _ = split_top(score_BGr, self.folded)
-        one_hot = torch.zeros_like(mixed).scatter_(-1, chosen[..., None], 1.0)
-        alpha = self.alpha.to(wide)
-        return (1 - alpha) * one_hot + alpha * mixed
+        return z.to(wide).softmax(-1).unflatten(0, k_BGrD.shape[:2])
+
+    def entropy(self, k_BGnD: Tensor, v_BGnD: Tensor, score_BGn: Tensor) -> tuple[Tensor, int]:
+        """Mean entropy in nats of the learned mixtures per batch row (B,), were these n >= M slots, of which
+        the first M are memory, folded now; and r, the slots that they mix: log r would be the plain mean of
+        all, 0 one slot each."""
+        _, rest = self.split(score_BGn, again=True)
+        p_BGMr = self.mixtures(_pick(k_BGnD, rest), _pick(v_BGnD, rest))
+        return torch.special.entr(p_BGMr.detach()).sum(-1).mean((1, 2)), rest.shape[-1]
 
     def flops(self, filled: int) -> int:
         """Of one fold of `filled` slots for one KV head: convolutions, and the mixtures of K and V."""

@@ -19,6 +19,7 @@ them there, so that LoRA on k and v learns nothing from it).
 from __future__ import annotations
 
 from collections.abc import Iterator
+from statistics import mean
 
 import torch
 from torch import Tensor
@@ -79,6 +80,21 @@ def by_blocks(model: Architecture, batch: Batch, device: torch.device, recipe: R
             loss.backward()
         total += sums
     return total
+
+
+@torch.no_grad()
+def what_is_mixed(model: Architecture, tokens_BT: Tensor) -> dict[str, float]:
+    """Columns for a training log, per layer n, after these tokens: `alpha_n`; `entropy_n`, mean entropy of
+    the learned mixtures in nats; `entropy_share_n`, the same over its maximum, log(slots mixed)."""
+    cache = model.new_cache(*tokens_BT.shape)
+    model.extend(tokens_BT, None, cache)
+    columns: dict[str, float] = {}
+    for layer, compressor in enumerate(model.compressors):
+        found = cache.states[f"{layer}.attention"].entropy()
+        columns[f"alpha_{layer}"] = float(compressor.share)
+        columns[f"entropy_{layer}"] = mean(nats for nats, _ in found)
+        columns[f"entropy_share_{layer}"] = mean(nats / most for nats, most in found)
+    return columns
 
 
 def blocks_of(model: Architecture, tokens_BT: Tensor) -> Iterator[tuple[slice, Tensor]]:

@@ -100,19 +100,28 @@ def fit(
     backward: Backward = in_parallel,
     optimisers: Callable[[nn.Module, Recipe], Sequence[torch.optim.Optimizer]] = muon_and_adamw,
     origin: Mapping[str, str] | None = None,
+    on_save: Callable[[list[LogEntry]], None] | None = None,
+    step_flops: Callable[[int, int], float] | None = None,
+    ceiling_flops: float | None = None,
+    observe: Callable[[nn.Module], dict[str, float]] | None = None,
 ) -> list[LogEntry]:
     """Train `model` in place (frozen parameters stay) and return its log.
 
     `batches(step)` gives what `backward` takes: for `in_parallel` a `Batch`, always with `tokens_BT1`.
     With a `checkpoint_path` that exists the run goes on from there; a finished one is only loaded.
     `origin` says what decides the result besides the recipe, such as the hash of the data.
+    `on_save` hears the log after every checkpoint, `step_flops(rows, length)` and `ceiling_flops` give it
+    an MFU, `observe(model)` further numbers; none of them decides anything.
     Ctrl-C finishes the step, writes the checkpoint and raises KeyboardInterrupt; a second Ctrl-C
     does not wait. Raises ValueError for a checkpoint of another recipe, origin or network, or a batch
     of the wrong size; FloatingPointError if the loss diverges (the last good checkpoint stays).
     """
     model.to(device)
     made = optimisers(model, recipe)
-    run = Run(model, recipe, made, backward, torch.device(device), checkpoint_path, origin or {})
+    run = Run(
+        model, recipe, made, backward, torch.device(device), checkpoint_path, origin or {},
+        step_flops, ceiling_flops, observe,
+    )  # fmt: skip
     run.resume()
     saved_at = logged_at = time.monotonic()
     with _ctrl_c_deferred() as interrupted:
@@ -128,6 +137,8 @@ def fit(
             if finished or interrupted.is_set() or now - saved_at >= checkpoint_every_s:
                 saved_at = now
                 run.save()
+                if on_save is not None:
+                    on_save(run.log)
             if interrupted.is_set():
                 raise KeyboardInterrupt
     return run.log

@@ -8,7 +8,7 @@ answers weighs more than one with few, and the first entries are not pulled towa
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import torch
@@ -21,8 +21,9 @@ class LogEntry:
 
     `bits_per_byte` counts every weighted byte that is no answer, so the fixed words around needles
     too: it is no held-out figure of prose. `digit_accuracy` is of needle answers, `dense_accuracy` of
-    dense recall. `tokens_per_cpu_s` counts CPU seconds of all threads since the previous entry;
-    `cpu_s` and `wall_s` add up over resumed runs.
+    dense recall. Since the previous entry: `tokens_per_cpu_s` counts CPU seconds of all threads,
+    `tokens_per_s` and `mfu` (`training_speed.py`) seconds of wall time, of which `eta_s` are left at that
+    speed. `cpu_s` and `wall_s` add up over resumed runs. `more` is what else the training observes.
     """
 
     step: int
@@ -36,6 +37,11 @@ class LogEntry:
     tokens_per_cpu_s: float | None
     cpu_s: float
     wall_s: float
+    # Entries of older checkpoints lack these.
+    tokens_per_s: float | None = None
+    eta_s: float | None = None
+    mfu: float | None = None
+    more: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -75,6 +81,18 @@ class Meters:
             self.sums[name] = [self.DECAY * total + value, self.DECAY * counted + count]
 
 
+def curve(log: list[LogEntry]) -> dict[str, list[Any]]:
+    """A log as columns; digit accuracy by length becomes `digits_256`, `digits_512`, ...; then `more`."""
+    by_length = "digit_accuracy_by_length"
+    lengths = sorted({length for entry in log for length in entry.digit_accuracy_by_length})
+    names = [field.name for field in fields(LogEntry) if field.name not in (by_length, "more")]
+    columns = {name: [getattr(entry, name) for entry in log] for name in names}
+    digits = {f"digits_{n}": [entry.digit_accuracy_by_length.get(n) for entry in log] for n in lengths}
+    observed = dict.fromkeys(name for entry in log for name in entry.more)
+    more = {name: [entry.more.get(name) for entry in log] for name in observed}
+    return columns | digits | more
+
+
 def summarise(log: list[LogEntry], points: int = 20) -> dict[str, Any]:
     """The `losses` of a card: the last entry's figures and a curve of at most `points` entries.
 
@@ -88,5 +106,5 @@ def summarise(log: list[LogEntry], points: int = 20) -> dict[str, Any]:
     picked = log[::-1][::stride][::-1]
     return {
         "final": {name: value for name, value in asdict(log[-1]).items() if name in names},
-        "curve": [{name: getattr(entry, name) for name in names} for entry in picked],
+        "curve": [{name: getattr(entry, name) for name in names} | entry.more for entry in picked],
     }

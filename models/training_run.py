@@ -8,6 +8,7 @@ else that decides the result (`identity`). One that differs in any of it is refu
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -38,7 +39,9 @@ def trained_state(model: nn.Module) -> dict[str, Tensor]:
 class Run:
     """One training of `model`; learning rates fall from those that the optimisers come with.
 
-    `origin` is what decides the result besides the recipe. Raises ValueError if nothing is trained.
+    `origin` is what decides the result besides the recipe. `step_flops(rows, length)`, `ceiling_flops` and
+    `observe(model)` are for the log alone; without the first two it has no MFU. Raises ValueError if nothing
+    is trained.
     """
 
     def __init__(
@@ -50,9 +53,15 @@ class Run:
         device: torch.device,
         path: Path | None,
         origin: Mapping[str, str],
+        step_flops: Callable[[int, int], float] | None = None,
+        ceiling_flops: float | None = None,
+        observe: Callable[[nn.Module], dict[str, float]] | None = None,
     ) -> None:
         self.model, self.recipe, self.optimisers, self.backward = model, recipe, optimisers, backward
         self.device, self.path = device, path
+        self.step_flops = None if step_flops is None else functools.cache(step_flops)
+        self.ceiling_flops, self.flops = ceiling_flops, 0.0  # since the last log entry
+        self.observe = observe
         self.trained = trained_state(model)
         if not self.trained:
             raise ValueError("the network has no trainable parameter.")
@@ -85,7 +94,10 @@ class Run:
             for group, highest in zip(optimiser.param_groups, rates, strict=True):
                 group["lr"] = share * highest
             optimiser.step()
-        self.meters.pending.append((batch.tokens_BT1.shape[1] - 1, sums))
+        rows, length = batch.tokens_BT1.shape[0], batch.tokens_BT1.shape[1] - 1
+        self.meters.pending.append((length, sums))
+        if self.step_flops is not None:
+            self.flops += self.step_flops(rows, length)
         self.step += 1
 
     def log_entry(self) -> LogEntry:
@@ -93,7 +105,14 @@ class Run:
         self.meters.drain()
         tokens, nats = self.step * self.recipe.tokens_per_step, self.meters.mean("nats")
         cpu_s, wall_s = self._elapsed_s()
-        last_tokens, last_cpu_s = (self.log[-1].tokens, self.log[-1].cpu_s) if self.log else (0, 0.0)
+        last = self.log[-1] if self.log else None
+        new_tokens = tokens - (last.tokens if last else 0)
+        new_cpu_s, new_wall_s = (cpu_s - last.cpu_s, wall_s - last.wall_s) if last else (cpu_s, wall_s)
+        left, mfu = self.recipe.steps * self.recipe.tokens_per_step - tokens, None
+        known = self.step_flops is not None and self.ceiling_flops and not math.isnan(self.flops)
+        if known and new_wall_s > 0:
+            mfu = self.flops / new_wall_s / self.ceiling_flops
+        self.flops = 0.0
         lengths = sorted(int(name[7:]) for name in self.meters.sums if name.startswith("digits@"))
         entry = LogEntry(
             step=self.step,
@@ -104,16 +123,30 @@ class Run:
             digit_accuracy_by_length={length: self.meters.mean(f"digits@{length}") for length in lengths},
             dense_accuracy=self.meters.mean("dense"),
             lr_share=self.recipe.lr_share(self.step - 1),
-            tokens_per_cpu_s=(tokens - last_tokens) / (cpu_s - last_cpu_s) if cpu_s > last_cpu_s else None,
+            tokens_per_cpu_s=new_tokens / new_cpu_s if new_cpu_s > 0 else None,
             cpu_s=cpu_s,
             wall_s=wall_s,
+            tokens_per_s=new_tokens / new_wall_s if new_wall_s > 0 else None,
+            eta_s=left * new_wall_s / new_tokens if new_tokens else None,
+            mfu=mfu,
+            more={} if self.observe is None else self.observe(self.model),
         )
         self.log.append(entry)
         return entry
 
     def save(self) -> None:
-        """Write the checkpoint, whole or not at all; nothing without a path."""
+        """Write the checkpoint, whole or not at all; nothing without a path.
+
+        Raises FloatingPointError, and writes nothing, if the loss or a parameter is no longer finite: a
+        gradient can spoil a parameter one step before the loss shows it.
+        """
         self.meters.drain()
+        for name, tensor in self.trained.items():
+            if not tensor.isfinite().all():
+                raise FloatingPointError(
+                    f"the parameter '{name}' is not finite after step {self.step}; "
+                    "a lower learning rate may help."
+                )
         if self.path is None:
             return
         cpu_s, wall_s = self._elapsed_s()
@@ -125,6 +158,7 @@ class Run:
             "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
             "log": [asdict(entry) for entry in self.log],
             "sums": self.meters.sums,
+            "flops": self.flops,
             "cpu_s": cpu_s,
             "wall_s": wall_s,
         }
@@ -139,6 +173,7 @@ class Run:
         try:
             state = torch.load(self.path, map_location=self.device, weights_only=True)
             assert state["format"] == CHECKPOINT_FORMAT
+            log = [LogEntry(**entry) for entry in state["log"]]
         except Exception as error:  # torch raises many kinds for a damaged file
             raise ValueError(f"{self.path} is not a readable training checkpoint: {advice}.") from error
         for name in self.identity | state["identity"]:
@@ -155,7 +190,7 @@ class Run:
         for name, tensor in self.trained.items():
             tensor.copy_(state["model"][name])
         self.step, self.meters.sums = state["step"], state["sums"]
-        self.log = [LogEntry(**entry) for entry in state["log"]]
+        self.log, self.flops = log, state.get("flops", math.nan)
         self.cpu_before_s, self.wall_before_s = state["cpu_s"], state["wall_s"]
 
     def _elapsed_s(self) -> tuple[float, float]:

@@ -33,6 +33,9 @@ def fed(model, ids, cuts, cache):
         "budget=6,depth=2,kernel=5",
         "budget=7,depth=3,kernel=3,scores=accumulated",
         "budget=6,rope_factor=2.5",
+        "budget=8,heavy=0.7,local=4,block=5,slack=3",
+        "budget=9,heavy=0.6,sinks=2,local=2,slack=0,block=4,scores=accumulated",
+        "budget=6,alpha=bounded,sinks=1",
     ],
 )
 def test_options_against_the_naive_reference(network, tokens, options, calls):
@@ -286,8 +289,12 @@ def test_costs_follow_the_options(network, tokens):
         ("lococo:depth=0", "depth from 1 to 64"),
         ("lococo:lora=-1", "lora from 0"),
         ("lococo:lora=8", "LoRA with trainable=official only"),
-        ("lococo:budget=8,local=5", "local between 0 and its 4 verbatim slots, not 5"),
-        ("lococo:local=-1", "local between 0"),
+        ("lococo:budget=8,local=5", "at most its 4 verbatim slots, not 5 and 0"),
+        ("lococo:budget=8,local=3,sinks=2", "at most its 4 verbatim slots, not 3 and 2"),
+        ("lococo:local=-1", "local and sinks >= 0"),
+        ("lococo:sinks=-1", "local and sinks >= 0"),
+        ("lococo:slack=-1", "slack >= 0"),
+        ("lococo:alpha=half", "one of free, bounded"),
         ("lococo:rope_factor=0", "positive, finite rope_factor"),
         ("lococo:rope_factor=inf", "positive, finite rope_factor"),
         ("lococo:rope_factor=nan", "positive, finite rope_factor"),
@@ -312,6 +319,8 @@ def test_wrong_options_are_sentences(spec, message):
         ("heavy=0.25,local=2", "lococo-256-heavy0.25-local2"),
         ("scores=accumulated", "lococo-256-accumulated"),
         ("trainable=official,lora=8,rope_factor=8", "lococo-256-official-rope_factor8-lora8"),
+        ("alpha=bounded,sinks=4,slack=0,block=16", "lococo-256-block16-bounded-sinks4-slack0"),
+        ("alpha=free,slack=16,sinks=0", "lococo-256"),
     ],
 )
 def test_every_training_has_a_name_of_its_own(options, name):

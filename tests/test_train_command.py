@@ -13,15 +13,17 @@ from pathlib import Path
 import pytest
 import torch
 from pretrained_help import write_checkpoint
+from train_help import assert_trained_by, plan_of_command
 from typer.testing import CliRunner
 
 from harness import train_compressors
 from harness.cli import app
 from harness.loading import load_model
 from harness.plan import Settings
-from harness.train import FAMILY_LENGTHS, FAMILY_SHARES, Order, recipe_of, train
-from harness.train_compressors import mix_recipe, sequence_tokens
-from models import checkpoint, training
+from harness.train import Order, train
+from harness.train_compressors import sequence_tokens
+from harness.train_recipe import read_recipe
+from models import checkpoint
 from models.architectures.lococo import Options
 from models.pretrained import open_checkpoint
 from suites.training.mix import TrainingMix
@@ -29,7 +31,7 @@ from suites.training.text import TrainingText
 
 ROOT = Path(__file__).resolve().parent.parent
 WEIGHTS = ROOT / "models" / "weights"
-CARDS = sorted(WEIGHTS.glob("*.json"))
+CARDS = sorted(WEIGHTS.rglob("*.json"))
 
 
 def quiet(line: str) -> None:
@@ -79,7 +81,7 @@ def stopped_at(step: int, batches: type, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(batches, "batch", interrupted)
-        patch.setitem(training.fit.__kwdefaults__, "checkpoint_every_s", 0.0)
+        patch.setitem(train.__kwdefaults__, "checkpoint_every_s", 0.0)
         yield
 
 
@@ -94,21 +96,15 @@ def test_weights_are_shipped():
 
 @pytest.mark.parametrize("path", CARDS, ids=lambda path: path.stem)
 def test_card_is_what_its_command_would_do_now(path):
-    """Recipe and sequence lengths in the card are those that `kvmark train` uses today."""
+    """Network, recipe and mix in the card are those of its command today, and of the packaged CPU recipe."""
     card = json.loads(path.read_text(encoding="utf-8"))
     if "fixed_template" not in card["data"]:
         pytest.skip("trained on an earlier mix: the commit in the card repeats it")
-    order = Order(seed=card["seed"], induction_heads=card["recipe"]["induction_heads"])
-    lococo = card["architecture"].startswith("lococo")
-    recipe = mix_recipe(order) if lococo else recipe_of(order)
-    assert card["recipe"] == json.loads(json.dumps(dataclasses.asdict(recipe)))
-    lengths = train_compressors.LOCOCO_LENGTHS if lococo else FAMILY_LENGTHS
-    shares = train_compressors.LOCOCO_SHARES if lococo else FAMILY_SHARES
-    assert card["data"]["lengths"] == list(lengths)
-    assert card["data"]["length_probabilities"] == list(shares)
-    assert card["tokens"] == recipe.steps * recipe.tokens_per_step
+    assert_trained_by(card, plan_of_command(card["command"]))
+    label = path.relative_to(WEIGHTS).with_suffix("").as_posix()
+    (plan,) = (member.plan for member in read_recipe("cpu").members if member.label == label)
+    assert_trained_by(card, plan)
     assert card["commit"] and len(card["data"]["books_sha256"]) == card["data"]["books"]
-    assert card["command"] == Order(seed=card["seed"]).command(card["architecture"])
 
 
 @pytest.mark.parametrize("path", CARDS, ids=lambda path: path.stem)
@@ -130,6 +126,8 @@ def test_a_network_trains(books, tmp_path):
     assert path == tmp_path / "transformer.json" and "embed.weight" in state
     assert card["notes"] == "No hand-set start." and card["steps"] == 1 and "base" not in card
     assert card["command"].endswith("--tokens 2048 --induction-heads 0")
+    assert_trained_by(card, plan_of_command(card["command"]))
+    assert card["ceiling_flops"] > 1e8
 
 
 def test_compressors_train_resume_and_run(books, tmp_path, monkeypatch):

@@ -2,12 +2,33 @@
 
 from __future__ import annotations
 
+import gzip
+import hashlib
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
 import pytest
+import torch
+from train_help import write_recipe
+from typer.testing import CliRunner
 
 import models
+from harness import train_data
+from harness.cli import app
 from harness.train import Order, train
+from harness.train_data import EVALUATION_SPLITS, training_books
+from harness.training import only_one
 from models.initialisation import induction_heads, induction_note
 from models.shapes import SHAPES
+from suites.data.pg19_books import BOOKS, official
+from suites.documents import book_files, document_of, stem
+from suites.text import TextError
+from suites.training.mix import TrainingMix
+
+WEIGHTS = Path(__file__).resolve().parent.parent / "models" / "weights"
 
 
 @pytest.fixture
@@ -49,3 +70,118 @@ def test_cards_say_which_layers_began_with_heads():
 def test_the_command_of_a_card_has_all_that_was_asked():
     order = Order(tokenizer="/home/me/t.json", allow_pickle=True)
     assert order.command("lococo", "tiny").endswith("--model tiny --tokenizer TOKENIZER_FILE --allow-pickle")
+
+
+# --- NaN ----------------------------------------------------------------------------------------
+
+
+def test_a_loss_that_is_not_finite_ends_in_one_sentence(book, tmp_path, monkeypatch):
+    """Through the command: exit code 1, the checkpoint from before stays, and no card says it is finished."""
+    draw = TrainingMix.batch
+
+    def poisoned(self, step):
+        drawn = draw(self, step)
+        return drawn if step < 3 else replace(drawn, loss_weight_BT=drawn.loss_weight_BT * np.nan)
+
+    monkeypatch.setattr(TrainingMix, "batch", poisoned)
+    out = tmp_path / "weights"
+    words = ["train", "transformer", "--data", str(book), "--out", str(out), "--tokens", "16384"]
+    done = CliRunner().invoke(app, [*words, "--induction-heads", "0", "--checkpoint-s", "0"])
+    assert done.exit_code == 1 and done.stderr.count("\n") == 1, done.output
+    assert done.stderr == "kvmark: the training loss became nan; a lower learning rate may help.\n"
+    assert [file.name for file in out.iterdir()] == ["transformer.training.pt"]
+    saved = torch.load(out / "transformer.training.pt", weights_only=True)
+    assert saved["step"] == 3 and all(tensor.isfinite().all() for tensor in saved["model"].values())
+
+
+# --- two at a time ------------------------------------------------------------------------------
+
+
+def test_one_training_of_a_name_at_a_time(tmp_path):
+    """And what a killed one left half-written goes; files of other names stay."""
+    for name in ("a.training.pt.7.tmp", ".a.json.8.tmp", "ab.training.pt.9.tmp"):
+        (tmp_path / name).write_text("")
+    with only_one(tmp_path, "a"):
+        assert [file.name for file in tmp_path.glob("*.tmp")] == ["ab.training.pt.9.tmp"]
+        with (
+            pytest.raises(ValueError, match=f"'a' is being trained in .* by process {os.getpid()}."),
+            only_one(tmp_path, "a"),
+        ):
+            pass
+        with only_one(tmp_path, "b"):
+            pass
+    with only_one(tmp_path, "a"):
+        pass
+
+
+# --- evaluation books ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def evaluation_book(monkeypatch):
+    """An invented book, published with CRLF, that counts as one of PG-19's test split."""
+    text = b"".join(b"Line %d of a book.\r\n" % n for n in range(50))
+    known = official("test") | {"99999": hashlib.sha256(text).hexdigest()}
+    monkeypatch.setattr(train_data, "official", lambda split: known if split == "test" else official(split))
+    return text
+
+
+@pytest.mark.parametrize("form", ["as published", "LF", "zipped"])
+def test_an_evaluation_book_is_refused_under_any_name(book, tmp_path, evaluation_book, form):
+    text = evaluation_book.replace(b"\r\n", b"\n") if form == "LF" else evaluation_book
+    if form == "zipped":
+        (book / "my-book.txt.gz").write_bytes(gzip.compress(text))
+    else:
+        (book / "my-book.txt").write_bytes(text)
+    with pytest.raises(TextError) as caught:
+        training_books(book)
+    assert str(caught.value) == (
+        "Text 'my-book' is book 99999 of PG-19's test split, which is for evaluation: train on other books "
+        "(pg19/train)."
+    )
+
+
+def test_another_edition_of_an_evaluation_book_is_refused_by_its_id(book, tmp_path):
+    """By the commands, too, before anything is trained."""
+    (book / "356.txt").write_bytes(b"Some other edition.\n" * 200)
+    recipe = write_recipe(tmp_path / "mine.toml")
+    short = ["--tokens", "4096"]
+    for words in (["transformer", *short], ["lococo:budget=32", *short], ["family", "--recipe", str(recipe)]):
+        done = CliRunner().invoke(app, ["train", *words, "--data", str(book), "--out", str(tmp_path / "w")])
+        assert done.exit_code == 2 and done.stdout == "" and not (tmp_path / "w").exists()
+        assert "Text '356' is book 356 of PG-19's validation split" in done.stderr
+        assert done.stderr.count("\n") == 1
+
+
+def test_other_books_are_not_refused(book):
+    (book / "11.txt").write_bytes(b"A book of the training split.\r\n" * 50)
+    assert [name for name, _ in training_books(book)[0]] == ["11", "b"]
+
+
+def test_shipped_weights_saw_no_evaluation_book():
+    """No hash in any card is a checksum of PG-19's 150 evaluation books, nor a name one of their ids."""
+    books = {id: sha256 for split in EVALUATION_SPLITS for id, sha256 in official(split).items()}
+    assert len(books) == BOOKS["test"] + BOOKS["validation"]
+    cards = sorted(WEIGHTS.rglob("*.json"))
+    assert cards
+    for path in cards:
+        seen = json.loads(path.read_text(encoding="utf-8"))["data"]["books_sha256"]
+        assert len(seen) > 50 and not {*seen.values()} & {*books.values()} and not {*seen} & {*books}, path
+
+
+@pytest.mark.skipif("KVMARK_DATA" not in os.environ, reason="KVMARK_DATA is unset: no evaluation books")
+def test_shipped_weights_saw_no_evaluation_book_in_another_form():
+    """Hashes of the books at hand as their files are and with LF; and each of them would be refused."""
+    root, hashes = Path(os.environ["KVMARK_DATA"]) / "pg19", set()
+    files = [file for split in EVALUATION_SPLITS for file in book_files(root / split)]
+    if not files:
+        pytest.skip("KVMARK_DATA has no pg19/test or pg19/validation")
+    for file in files:
+        document = document_of(file)
+        text = document.text.encode("utf-8")
+        hashes |= {document.sha256, hashlib.sha256(text).hexdigest()}
+        with pytest.raises(TextError, match=f"is book {stem(file)} of PG-19's"):
+            train_data.refuse_evaluation_book("renamed", text, hashlib.sha256(text).hexdigest())
+    for path in WEIGHTS.rglob("*.json"):
+        seen = json.loads(path.read_text(encoding="utf-8"))["data"]["books_sha256"]
+        assert not hashes & {*seen.values()}, path

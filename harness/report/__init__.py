@@ -8,8 +8,10 @@
     statistics.py medians, sums over sums, Wilson and bootstrap intervals: what the page calls a difference
     verdict.py    one line per architecture;  summary.py  the same and the tasks, for terminal and README
     canvas.py     how a figure looks and becomes an SVG that follows the page's colours
-    lines.py heatmap.py timeline.py     the charts, each with its table
-    needles.py held.py tasks.py books.py scrolls.py lm_eval.py cost.py quality.py all_numbers.py
+    lines.py budget_lines.py heatmap.py timeline.py     the charts, each with its table
+    budgets.py    which of many budgets of a policy are shown first;  measured.py  every score as numbers
+    needles.py by_budget.py kept.py held.py tasks.py books.py scrolls.py lm_eval.py cost.py quality.py
+    all_numbers.py training.py
                   the parts of the page, in the order of sections.py;  guide.py  what the numbers mean
     html.py style.py page.py            tables, CSS, the file
 
@@ -24,7 +26,7 @@ from pathlib import Path
 from .load import Run, load_run
 from .summary import Summary, summary
 
-__all__ = ["Run", "Summary", "build", "load_run", "summary"]
+__all__ = ["Run", "Summary", "build", "build_curves", "load_run", "summary"]
 
 
 def build(runs: list[Path], out: Path) -> Path:
@@ -37,3 +39,10 @@ def build(runs: list[Path], out: Path) -> Path:
     from .page import write
 
     return write(runs, out)
+
+
+def build_curves(folders: list[Path], out: Path) -> Path:
+    """Draw the trainings of folders of weights (their `*.curve.parquet`); errors as of `build`."""
+    from .page import write_curves
+
+    return write_curves(folders, out)

@@ -17,8 +17,11 @@ from .section import Section
 from .statistics import LANGUAGE_COUNTS
 
 
-def numbers_section(group: Group) -> Section:
-    """Every metric of every suite, folded; those that no registry knows stand apart."""
+def numbers_section(group: Group, others: Group | None = None) -> Section:
+    """Every metric of every suite, folded; those that no registry knows stand apart.
+
+    `others` are architectures whose scores alone stand on the page: it is said of them.
+    """
     summed = group.ok["metric"].isin(["failure", *LANGUAGE_COUNTS, *MORE_COUNTS])
     rows = group.ok[~summed & ~of_tasks(group.ok) & group.ok["bin"].isna()]
     known = rows[rows["metric"].isin(METRICS)]
@@ -34,7 +37,16 @@ def numbers_section(group: Group) -> Section:
     lead = "Medians over everything but architecture and context; small print gives the range."
     scored = set(rows["metric"]) & {"accuracy_strict", "bits_per_byte"} or language_sources(group)
     notes = _unknown_values(group) + _histograms(group) + (weights_told(group) if scored else [])
+    notes += [] if others is None else [_elsewhere(group, others)]
     return Section("All numbers", lead, tables=tables, folded=folded, notes=notes)
+
+
+def _elsewhere(group: Group, others: Group) -> str:
+    left = [spec for spec in others.architectures if spec not in set(group.architectures)]
+    return (
+        f"Not in these tables: {', '.join(left)}. Their scores and live bytes stand above; what else was "
+        "measured of them is in the run's rows (rows.parquet)."
+    )
 
 
 def _unknown_values(group: Group) -> list[str]:

@@ -27,6 +27,7 @@ from .remarks import weights_told
 from .section import Section
 from .statistics import FEW_CASES, language_totals
 
+TITLE = "Language modelling, book by book"
 LEAD = (
     "Sums over all texts, each token scored once through the cache; small print gives 95 % intervals, "
     "resampled over whole texts, and the difference to the transformer on the same texts. Numbers of two "
@@ -40,13 +41,19 @@ def book_section(group: Group, prefix: str) -> list[Section]:
     sources = language_sources(group)
     if not sources:
         return []
-    found = Section("Language modelling, book by book", LEAD)
+    found = Section(TITLE, LEAD)
     found.tables = [book_table(group, source) for source in sources]
     for number, source in enumerate(sources):
         found.charts += _curve(f"{prefix}-{number}", group, source)
     notes = [note for source in sources for note in _few(group, source)]
     found.notes = list(dict.fromkeys(notes)) + weights_told(group)
     return [found]
+
+
+def book_tables(group: Group) -> dict[str, list[tuple[str, Table]]]:
+    """The tables alone, by the part's title."""
+    found = [book_table(group, source) for source in language_sources(group)]
+    return {TITLE: [(table.caption, table) for table in found]}
 
 
 def book_table(group: Group, source: Source) -> Table:
@@ -77,7 +84,7 @@ def book_table(group: Group, source: Source) -> Table:
                 continue
             totals = language_totals(own)
             bits = METRICS["bits_per_byte"].format(totals["bits_per_byte"])
-            note = [_interval(bits_interval(own))] + ["not exercised"] * ((architecture, context) in idle)
+            note = [interval_text(bits_interval(own))] + ["not exercised"] * ((architecture, context) in idle)
             note += [] if spoilt is None else [f"{NOT_FINITE} in {spoilt[0]} of {spoilt[1]} texts"]
             row += [Entry(f"{len(own)}"), Entry(bits, " · ".join(filter(None, note)))]
             if base is not None:
@@ -102,14 +109,14 @@ def _difference(own: pd.DataFrame, base: pd.DataFrame, name: str) -> Entry:
     if math.isnan(value):
         return Entry(NOTHING)
     partly = "" if texts == len(own) else f"{texts} of {len(own)} texts"
-    return Entry(_signed(value), " · ".join(filter(None, [_interval(interval, _signed), partly])))
+    return Entry(signed(value), " · ".join(filter(None, [interval_text(interval, signed), partly])))
 
 
-def _signed(value: float) -> str:
+def signed(value: float) -> str:
     return f"{value:+.3f}".replace("-", "−")
 
 
-def _interval(ends: tuple[float, float], text=METRICS["bits_per_byte"].format) -> str:
+def interval_text(ends: tuple[float, float], text=METRICS["bits_per_byte"].format) -> str:
     return "" if math.isnan(ends[0]) else " to ".join(map(text, ends))
 
 

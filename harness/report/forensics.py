@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 
 import pandas as pd
 
-from .groups import CONTEXT_AXES, Group, needle_judge
+from .groups import CONTEXT_AXES, Group, is_keyed, needle_judge
 
 #: Scores of one case that say whether it was a hit (1) or not, the first that a suite has.
 JUDGES = ("accuracy_strict", "accuracy_all", "ruler_all", "recall_accuracy")
@@ -95,8 +95,9 @@ def state_order(state: str) -> tuple[bool, int]:
 
 
 def watched_suites(group: Group) -> list[str]:
-    """Spec strings of suites that watched what they hid, in plan order."""
-    return list(dict.fromkeys(group.ok.loc[group.ok["metric"] == "watched_held_share", "suite"]))
+    """Spec strings of suites that watched what they hid, those with keyed needles first."""
+    suites = dict.fromkeys(group.ok.loc[group.ok["metric"] == "watched_held_share", "suite"])
+    return sorted(suites, key=lambda suite: not is_keyed(suite))
 
 
 def findings(group: Group, suite: str) -> list[Finding]:
@@ -107,7 +108,7 @@ def findings(group: Group, suite: str) -> list[Finding]:
     if judge is None:
         return []
     keys = ["architecture", "cell", "case"]
-    held, kind = _watched(rows), _kinds(group, suite)
+    held, kind = _watched(rows), kinds(group, suite)
     lost, share = _lost(held, keys), _shares(held, keys)
     watched = set(held["case"])
     gone = rows[rows["metric"] == "evicted_tokens"].groupby(keys)["value"].max()
@@ -121,13 +122,13 @@ def findings(group: Group, suite: str) -> list[Finding]:
         place = (case.architecture, case.context, kind.get(case.cell, ""))
         found.setdefault(place, Finding(*place)).trials.append(trial)
     order = group.architectures.index
-    kinds = list(dict.fromkeys(kind.values()))
+    told = list(dict.fromkeys(kind.values()))
     return sorted(
-        found.values(), key=lambda one: (kinds.index(one.kind), one.context, order(one.architecture))
+        found.values(), key=lambda one: (told.index(one.kind), one.context, order(one.architecture))
     )
 
 
-def _kinds(group: Group, suite: str) -> dict[str, str]:
+def kinds(group: Group, suite: str) -> dict[str, str]:
     """Cell -> what tells it from others of its suite besides length and depth: its task, its axes."""
     cells = [cell for cell in group.run.cells if cell["suite"] == suite]
     names = dict.fromkeys(name for cell in cells for name in cell.get("axes") or {})

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import pandas as pd
 
@@ -44,14 +44,23 @@ UNKNOWN_TEXT = "unknown text"
 
 @dataclass(frozen=True)
 class Group:
-    """The rows of one run on one axis; `architectures` are spec strings in plan order."""
+    """The rows of one run on one axis; `architectures` are spec strings in plan order.
+
+    `dealt` is for a part of a run: colours are dealt among these instead of all that the run has.
+    """
 
     run: Run
     axis: str
     rows: pd.DataFrame
     architectures: list[str]
+    dealt: tuple[str, ...] = ()
 
     @property
+    def drawn(self) -> list[str]:
+        """What colours are dealt by."""
+        return list(self.dealt) or self.run.architectures
+
+    @cached_property
     def ok(self) -> pd.DataFrame:
         """Rows with a number."""
         return self.rows[(self.rows["status"] == "ok") & self.rows["value"].notna()]
@@ -166,8 +175,18 @@ def costs(group: Group, metric: str) -> dict[tuple[str, float, float], Spread]:
 
 
 def needle_suites(group: Group) -> list[str]:
-    """Spec strings of the suites that score needles, in plan order; their trials are never pooled."""
-    return list(dict.fromkeys(group.ok.loc[group.ok["metric"] == "accuracy_strict", "suite"]))
+    """Spec strings of the suites that score needles, the one that leads first, then in plan order.
+
+    A needle among others of its form leads: a single one is found by whoever still holds it. Trials of
+    two suites are never pooled.
+    """
+    suites = dict.fromkeys(group.ok.loc[group.ok["metric"] == "accuracy_strict", "suite"])
+    return sorted(suites, key=lambda suite: not is_keyed(suite))
+
+
+def is_keyed(suite: str) -> bool:
+    """Whether the needle that is asked for lies among others, told apart by made-up keys."""
+    return "variant=keyed" in suite.partition(":")[2].split(",")
 
 
 def told_apart(suites: Sequence[str]) -> dict[str, str]:

@@ -16,7 +16,7 @@ from ..metrics import NOTHING
 from .canvas import GRID, MUTED, ON_DARK, ON_LIGHT, RAMP, Chart, drawing, figure, footnote, render
 from .groups import Group, needle, needle_judge, not_exercised
 from .html import Entry, table_of
-from .remarks import hand_set
+from .remarks import hand_set, trained_length
 from .statistics import wilson
 
 #: Beyond this many columns a map is drawn narrower, and over the page's whole width.
@@ -31,11 +31,12 @@ def heatmap(
     idle: set[float],
     remark: str = "",
     official: bool = False,
+    trained: float = math.inf,
 ) -> Chart:
     """The map of one architecture; `trials` and `failed` are its lines of `needle` and failure rows.
 
     Lengths in `idle`, where the policy had nothing to evict, stand in brackets. `remark` is small print;
-    `official`: the substring judges, not the strict score.
+    `official`: the substring judges, not the strict score. Lengths above `trained` bear a star.
     """
     lengths = sorted({*trials["context"], *failed["context"]})
     depths = sorted({d for d in [*trials["depth"], *failed["depth"]] if not math.isnan(d)}) or [math.nan]
@@ -46,7 +47,10 @@ def heatmap(
         for column, length in enumerate(lengths)
         for row, depth in enumerate(depths)
     }
-    labels = [_length(length, idle) for length in lengths], [depth_name(depth) for depth in depths]
+    labels = (
+        [_length(length, idle) + "*" * (length > trained) for length in lengths],
+        [depth_name(depth) for depth in depths],
+    )
     names, what = ("length, tokens", "depth"), f"needle accuracy of {architecture}"
     svg, png = share_map(slug, architecture, what, *labels, shares, names, remark)
 
@@ -54,8 +58,11 @@ def heatmap(
         return _entry(scored.get((length, _key(depth))), broken, length, depth, official)
 
     rows = [[depth_name(depth), *(entry(length, depth) for length in lengths)] for depth in depths]
-    unused = {length: "\nnot exercised" * (length in idle) for length in lengths}
-    table = table_of(["depth", *(f"{length:,.0f} tokens{unused[length]}" for length in lengths)], rows)
+    said = {
+        length: "\nnot exercised" * (length in idle) + "\nbeyond the trained length" * (length > trained)
+        for length in lengths
+    }
+    table = table_of(["depth", *(f"{length:,.0f} tokens{said[length]}" for length in lengths)], rows)
     return Chart(slug, architecture, svg, png, table)
 
 
@@ -73,7 +80,8 @@ def suite_heatmaps(prefix: str, group: Group, suite: str) -> list[Chart]:
             unused = {context for name, context in idle if name == architecture}
             remark = hand_set(group, [architecture])
             slug = f"{prefix}-{number}"
-            charts.append(heatmap(slug, architecture, own, failed, unused, remark, official))
+            longest = trained_length(group)
+            charts.append(heatmap(slug, architecture, own, failed, unused, remark, official, longest))
     return charts
 
 

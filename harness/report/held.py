@@ -31,17 +31,18 @@ MAPS = (
 )
 
 
-def held_sections(group: Group, prefix: str) -> list[Section]:
+def held_sections(group: Group, prefix: str, few: bool = False) -> list[Section]:
     """One part per suite that watched what it hid; nothing where there is none.
 
-    Suites with several kinds of cells have a folded table at their largest length, and no maps.
+    Suites with several kinds of cells have a folded table at their largest length, and no maps. Where `few`
+    are wanted, the first suite alone has maps, at its largest length.
     """
     suites, sections = watched_suites(group), []
     for number, suite in enumerate(suites):
         found = findings(group, suite)
         if not found:
             continue
-        part = Section("Evicted, or kept but not used?" + (f" {suite}" if len(suites) > 1 else ""))
+        part = Section(_title(suite, suites))
         part.lead = "" if sections else LEAD
         longest = max(finding.context for finding in found)
         last = [finding for finding in found if finding.context == longest]
@@ -49,11 +50,11 @@ def held_sections(group: Group, prefix: str) -> list[Section]:
             part.folded = [(f"At {context_name(longest)}", held_table(last))]
         else:
             part.tables, part.notes = [held_table(last)], [in_words(finding) for finding in last]
-            part.charts = _maps(f"{prefix}-{number}", last)
+            part.charts = [] if few and number else _maps(f"{prefix}-{number}", last)
             for context in sorted({finding.context for finding in found} - {longest}, reverse=True):
                 shorter = [finding for finding in found if finding.context == context]
                 part.folded.append((f"At {context_name(context)}", held_table(shorter)))
-                if maps := _maps(f"{prefix}-{number}-{context:.0f}", shorter):
+                if maps := [] if few else _maps(f"{prefix}-{number}-{context:.0f}", shorter):
                     part.folded_charts.append((f"Maps at {context_name(context)}", maps))
         if len({(finding.context, depth) for finding in found for depth in finding.depths}) > 1:
             part.folded.append(("Misses by length and depth", misses_table(found)))
@@ -61,6 +62,22 @@ def held_sections(group: Group, prefix: str) -> list[Section]:
             part.lead, part.maps = (part.lead + MAPS).strip(), True
         sections.append(part)
     return sections
+
+
+def held_folded(group: Group) -> dict[str, list[tuple[str, Table]]]:
+    """The table of each part at its largest length alone, by the part's title."""
+    suites, tables = watched_suites(group), {}
+    for suite in suites:
+        if found := findings(group, suite):
+            longest = max(finding.context for finding in found)
+            last = [finding for finding in found if finding.context == longest]
+            name = f"at {context_name(longest)} (shorter ones: in the run's rows)"
+            tables[_title(suite, suites)] = [(name, held_table(last))]
+    return tables
+
+
+def _title(suite: str, suites: list[str]) -> str:
+    return "Evicted, or kept but not used?" + (f" {suite}" if len(suites) > 1 else "")
 
 
 def held_table(found: list[Finding]) -> Table:

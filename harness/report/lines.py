@@ -34,7 +34,7 @@ def against_context(
 ) -> Chart:
     """A cost metric over the context, one line per architecture."""
     entry = METRICS[name]
-    looks = styles(group.run.architectures)
+    looks = styles(group.drawn)
     failed = _failed(group, suites, {key for key in data if key[2] == batch})
     contexts = sorted({c for _, c, n in data if n == batch} | {c for _, c in failed})
     with drawing(slug):
@@ -44,9 +44,9 @@ def against_context(
             points = [(c, data[architecture, c, batch]) for c in contexts if (architecture, c, batch) in data]
             if points:
                 _whiskers(axes, points, looks[architecture])
-        _log_axis(axes, entry, "y")
+        log_axis(axes, entry, "y")
         _crosses(axes, failed, looks)
-        _context_axis(axes, contexts)
+        token_axis(axes, contexts)
         axes.set_title(title)
         legend(
             fig, {a: looks[a] for a in group.architectures if any(a == key[0] for key in [*data, *failed])}
@@ -79,7 +79,7 @@ def _positions(
     note: str = "",
 ) -> Chart:
     """A line per architecture over positions (the frame's index); times on a logarithmic axis."""
-    looks = styles(group.run.architectures)
+    looks = styles(group.drawn)
     present = [a for a in group.architectures if a in frame]
     with drawing(slug):
         fig = figure(5.0, 3.9)
@@ -90,7 +90,7 @@ def _positions(
             stride = max(1, len(series) // 6)
             axes.plot(series.index, series, markevery=(number * stride // 8, stride), **style)
         if entry.unit == "s":
-            _log_axis(axes, entry, "y")
+            log_axis(axes, entry, "y")
         else:
             axes.set_ylabel(entry.label)
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
@@ -109,7 +109,7 @@ def _positions(
 
 def against_bytes(slug: str, title: str, name: str, points: pd.DataFrame, group: Group) -> Chart:
     """Quality over live cache bytes; `points` has architecture, bytes, value, low, high (maybe NaN), idle."""
-    entry, looks = METRICS[name], styles(group.run.architectures)
+    entry, looks = METRICS[name], styles(group.drawn)
     with drawing(slug):
         fig = figure(5.0, 3.9)
         axes = fig.subplots()
@@ -120,7 +120,7 @@ def against_bytes(slug: str, title: str, name: str, points: pd.DataFrame, group:
                 )
             axes.plot(point.bytes, point.value, **looks[point.architecture].points() | {"markersize": 8})
         axes.set_xscale("log", base=2)
-        _log_axis(axes, METRICS["cache_bytes_live"], "x")
+        log_axis(axes, METRICS["cache_bytes_live"], "x")
         axes.set_xlabel("live cache per request")
         if entry.unit == "share":
             axes.set_ylim(-0.04, 1.04)
@@ -173,7 +173,8 @@ def _crosses(axes: Axes, failed: dict[tuple[str, float], str], looks: dict[str, 
     axes.set_ylim(bottom=bottom)
 
 
-def _context_axis(axes: Axes, contexts: list[float]) -> None:
+def token_axis(axes: Axes, contexts: list[float], name: str = "context, tokens") -> None:
+    """Logarithmic, with a tick at each of these numbers of tokens."""
     axes.set_xscale("log", base=2)
     axes.set_xticks(contexts)
     axes.xaxis.set_minor_locator(NullLocator())
@@ -182,10 +183,10 @@ def _context_axis(axes: Axes, contexts: list[float]) -> None:
         axes.tick_params("x", rotation=45)
     low, high = min(contexts), max(contexts)
     axes.set_xlim(low / 1.25, high * 1.25)
-    axes.set_xlabel("context, tokens")
+    axes.set_xlabel(name)
 
 
-def _log_axis(axes: Axes, entry: Metric, which: str) -> None:
+def log_axis(axes: Axes, entry: Metric, which: str) -> None:
     """Logarithmic, with ticks at round numbers of the unit that is printed."""
     getattr(axes, f"set_{which}scale")("log")
     axis = getattr(axes, f"{which}axis")

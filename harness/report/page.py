@@ -24,6 +24,7 @@ from .section import Section
 from .sections import sections
 from .style import css
 from .timeline import timelines
+from .training import folder_curves, run_curves, training_section
 
 ICON = (
     "data:image/svg+xml,%3Csvg viewBox='0 0 16 16' xmlns='http%3A//www.w3.org/2000/svg'%3E"
@@ -58,6 +59,9 @@ def _run_part(run: Run, prefix: str, titled: bool) -> tuple[str, list[Chart]]:
         for section in sections(group, f"{prefix}{group.axis}-"):
             html.append(_section_html(section, suffix))
             charts += section.all_charts
+    for section in training_section(run_curves(run), f"{prefix}training"):
+        html.append(_section_html(section, ""))
+        charts += section.all_charts
     lines = timelines(f"{prefix}memory", run)
     lead = "One chart per suite." if lines else "No telemetry was recorded in this run."
     html.append(_section_html(Section("Memory over time", lead, charts=lines), ""))
@@ -65,14 +69,37 @@ def _run_part(run: Run, prefix: str, titled: bool) -> tuple[str, list[Chart]]:
     return "\n".join(html), charts + lines
 
 
-def _document(runs: list[Run], body: str) -> str:
-    title = "KV caches compared"
-    head = (
+def write_curves(folders: list[Path], out: Path) -> Path:
+    """The same for folders of weights: how they were trained. Raises StoreError."""
+    sections = training_section(folder_curves(folders), "training")
+    (out / "figures").mkdir(parents=True, exist_ok=True)
+    for chart in [chart for section in sections for chart in section.all_charts]:
+        write_atomic(out / "figures" / f"{chart.slug}.png", chart.png)
+    body = "\n".join(_section_html(section, "") for section in sections)
+    write_atomic(
+        out / "index.html", _plain_document(", ".join(f.name for f in folders), body).encode("utf-8")
+    )
+    return out / "index.html"
+
+
+def _plain_document(names: str, body: str) -> str:
+    title, mark = "How the weights were trained", f'<p class="mark">kvmark · {escape(names)}</p>'
+    header = f"<header>{mark}\n<h1>{title}</h1></header>"
+    return f"{_head(f'{title}: {names}')}{header}\n<main>\n{body}\n</main>\n</body>\n</html>\n"
+
+
+def _head(title: str) -> str:
+    return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}: {escape(', '.join(run.name for run in runs))}</title>\n"
+        f"<title>{escape(title)}</title>\n"
         f'<link rel="icon" href="{ICON}">\n<style>\n{css()}</style>\n</head>\n<body>\n'
     )
+
+
+def _document(runs: list[Run], body: str) -> str:
+    title = "KV caches compared"
+    head = _head(f"{title}: {', '.join(run.name for run in runs)}")
     names = ", ".join(f"{run.name} · {str(run.manifest.get('created', ''))[:10]}" for run in runs)
     facts = _facts(runs[0]) if len(runs) == 1 else ""
     header = (

@@ -57,7 +57,7 @@ def _against_bytes(
     slug: str, title: str, name: str, frame: pd.DataFrame, group: Group, suite: str
 ) -> list[Chart]:
     """The chart at the largest context for which cache bytes are known, or none."""
-    held = _bytes_per_request(group, suite)
+    held = bytes_per_request(group, suite)
     frame = frame.assign(
         bytes=[held.get(key) for key in zip(frame["architecture"], frame["context"], strict=True)]
     )
@@ -65,14 +65,14 @@ def _against_bytes(
     if frame.empty:
         return []
     frame = frame[frame["context"] == frame["context"].max()]
-    frame = frame.sort_values("architecture", key=lambda a: a.map(group.run.architectures.index))
+    frame = frame.sort_values("architecture", key=lambda a: a.map(group.drawn.index))
     whole = f"{title}, {context_name(frame['context'].max())}"
     unused = not_exercised(group.ok[group.ok["suite"] == suite])
     frame["idle"] = [key in unused for key in zip(frame["architecture"], frame["context"], strict=True)]
     return [against_bytes(slug, whole, name, frame, group)]
 
 
-def _bytes_per_request(group: Group, suite: str) -> dict[tuple[str, float], float]:
+def bytes_per_request(group: Group, suite: str) -> dict[tuple[str, float], float]:
     """Live cache of one request: as the suite itself saw it, else as the timing suite did."""
     rows = group.ok[group.ok["metric"] == "cache_bytes_live"]
     own = rows[rows["suite"] == suite]

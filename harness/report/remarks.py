@@ -5,6 +5,7 @@ The page, the terminal and the Markdown table say the same words; figures carry 
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable
 
@@ -74,6 +75,7 @@ def alerts(group: Group) -> list[str]:
     """What a reader of the verdict must know before its numbers, a line each."""
     return [
         *text_alerts(group),
+        *length_alerts(group),
         *chunk_alerts(group),
         *split_alerts(group),
         *timing_alerts(group),
@@ -89,6 +91,34 @@ def task_alerts(group: Group) -> list[str]:
     suites = list(dict.fromkeys(group.ok.loc[of_tasks(group.ok), "suite"]))
     where = f"what {'; '.join(suites)} scored stands below, in tables of their own."
     return [f"No single needle and no language modelling here: {where}"] * bool(suites)
+
+
+def trained_length(group: Group) -> float:
+    """Tokens of the longest sequences that all the run's networks were trained on; infinite if not told."""
+    cards = (group.run.manifest.get("weights") or {}).values()
+    told = [card["trained_length"] for card in cards if (card or {}).get("trained_length")]
+    return min(told, default=math.inf) if group.axis == "quality" else math.inf
+
+
+def beyond_name(group: Group, context: float) -> str:
+    """What stands behind a context that no training reached; empty for others."""
+    return " (beyond the trained length)" if context > trained_length(group) else ""
+
+
+def length_alerts(group: Group) -> list[str]:
+    """Which contexts are extrapolation."""
+    most = trained_length(group)
+    rows = group.rows[group.rows["context"] > most]
+    told = [
+        f"{', '.join(f'{context:,.0f}' for context in sorted(set(part['context'])))} tokens of {suite}"
+        for suite, part in rows.groupby("suite", sort=False)
+    ]
+    return [
+        (
+            f"The networks were trained on sequences of up to {most:,.0f} tokens. Beyond the trained length, "
+            f"and so extrapolation: {'; '.join(told)}."
+        )
+    ] * bool(told)
 
 
 def text_alerts(group: Group) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from .budgets import is_crowded, near, said
 from .groups import AXIS_NAMES, Group, groups
 from .html import Table
 from .lm_eval import lm_eval_suites, lm_eval_table
@@ -28,10 +29,11 @@ def summary(run: Run) -> list[Summary]:
     """The verdicts of a run, one per axis (trained and random weights never share a table), each followed by
     the scores of its tasks. Warnings stand below the first table, remarks on weights below the last."""
     found = []
-    for group in groups(run):
+    for whole in groups(run):
+        group = near(whole)
         tables = [table for table in [headline(group)] if len(table.columns) > 2] + _tasks(group)
         for number, table in enumerate(tables):
-            notes = alerts(group) if number == 0 else []
+            notes = [*alerts(whole), *[said(whole)] * is_crowded(whole)] if number == 0 else []
             notes += weight_notes(group) if number == len(tables) - 1 else []
             found.append(_summary(group, table, notes))
     return found

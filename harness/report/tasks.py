@@ -19,7 +19,7 @@ from .html import Entry, Table
 from .remarks import weights_told
 from .scored import RECALL, RULER, SEVERAL, suites_with
 from .section import Section
-from .statistics import bootstrap, wilson
+from .statistics import NO_INTERVAL, bootstrap, wilson
 
 LEAD = (
     "Means over the cases; small print: 95 % intervals, the number of cases, and in what share of the "
@@ -107,24 +107,41 @@ def means(found: Grid, name: str) -> dict[Key, Entry]:
     """Mean over the cases of each place, with interval and n."""
     rows = found.ok[(found.ok["metric"] == name) & found.ok["case"].notna()]
     keys, entries = ["architecture", "down", "across"], {}
-    cases = rows.groupby([*keys, "case"], sort=False)["value"].mean()
+    cases = by_trial(rows, keys)
     for (architecture, down, across), part in cases.groupby(keys, sort=False):
         acted = found.acted(architecture, down, across)
-        trials = part.index.get_level_values("case").str.partition("/query=").get_level_values(0)
+        values, trials = part["value"], part["trial"]
         count = f"n = {len(part)}" + f" in {trials.nunique()} trials" * (trials.nunique() < len(part))
-        text = notes(_interval(part, trials, name), count, acted)
-        mean = format_number(part.mean()) if name.endswith("_nats") else format_share(part.mean())
+        text = notes(_interval(values, trials, name), count, acted)
+        mean = format_number(values.mean()) if name.endswith("_nats") else format_share(values.mean())
         entries[architecture, down, across] = Entry(mean, text)
     return entries
 
 
-def _interval(cases: pd.Series, trials: pd.Index, name: str) -> str:
+def by_trial(rows: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
+    """One line per case with its `value` and the `trial` whose prompt it shares."""
+    cases = rows.groupby([*keys, "case"], sort=False)["value"].mean().reset_index()
+    trial = {case: case.partition("/query=")[0] for case in cases["case"].unique()}
+    return cases.assign(trial=cases["case"].map(trial))
+
+
+def ends(cases: pd.Series, trials: pd.Series, bounded: bool = True) -> tuple[float, float]:
+    """95 % interval of a mean over cases, whole trials at a time; `bounded`: of shares from 0 to 1.
+
+    (nan, nan) where there is nothing to resample.
+    """
     sums_NK = cases.groupby(trials).agg(["sum", "count"]).to_numpy(float)
-    means_N, n, nats = sums_NK[:, 0] / sums_NK[:, 1], len(sums_NK), name.endswith("_nats")
-    if set(means_N) <= {0.0, 1.0} and not nats and (n == len(cases) or len(set(means_N)) == 1):
-        low, high = wilson(means_N.sum(), n)
-    elif n < 2 or (means_N == means_N[0]).all():
+    means_N, n = sums_NK[:, 0] / sums_NK[:, 1], len(sums_NK)
+    if set(means_N) <= {0.0, 1.0} and bounded and (n == len(cases) or len(set(means_N)) == 1):
+        return wilson(means_N.sum(), n)
+    if n < 2 or (means_N == means_N[0]).all():
+        return NO_INTERVAL
+    return bootstrap(sums_NK, lambda sums: sums[0] / sums[1])
+
+
+def _interval(cases: pd.Series, trials: pd.Series, name: str) -> str:
+    nats = name.endswith("_nats")
+    low, high = ends(cases, trials, bounded=not nats)
+    if math.isnan(low):
         return ""
-    else:
-        low, high = bootstrap(sums_NK, lambda sums: sums[0] / sums[1])
     return f"{low:.3f} to {high:.3f}" if nats else f"{100 * low:.0f}–{100 * high:.0f} %"

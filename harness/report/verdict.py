@@ -35,6 +35,7 @@ from .groups import (
     costs,
     failure_suites,
     family,
+    is_keyed,
     is_repeated,
     needle,
     needle_judge,
@@ -194,9 +195,8 @@ def _needle_column(group: Group, suite: str) -> Column:
     entries |= _failures(group, {suite}, entries)
     rows = group.ok[(group.ok["metric"] == judge) & (group.ok["suite"] == suite)]
     partial = _partial({key: n for key, (_, n) in totals.items()})
-    return Column(
-        f"needle, {name}", "high", values, entries, rows, differs, _by_value(values, _points), partial
-    )
+    header = f"needle, {name}" + "\nkeyed, among others" * is_keyed(suite)
+    return Column(header, "high", values, entries, rows, differs, _by_value(values, _points), partial)
 
 
 def _language_column(group: Group, source: Source) -> Column:

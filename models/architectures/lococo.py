@@ -1,6 +1,6 @@
 """LoCoCo: heavy hitters verbatim, the rest folded by a learned convolution (arXiv 2406.05317).
 
-    at the start of a call, if more than M + 16 slots are filled:
+    at the start of a call, if more than M + slack slots are filled (official: 16):
         memory  [heavy ; W rest]: the M - Mc slots that received most attention, as they are, and Mc learned
                 mixtures of the others (`models/compressor.py`)                              M slots
     then append this call's keys and attend to [memory ; new]
@@ -26,6 +26,10 @@ same linear `rope_scaling`. `lora`: rank of trained additions to q, k, v and o (
 `trainable=official` tunes the network to the training text as well: against baselines that were not tuned
 alike, what it gains is not the cache's.
 
+`sinks`, `alpha=bounded` and another `slack` are our own (the first two: `models/compressor.py`). With a slack
+of 0 every step of decoding folds; a cache has M + slack + block slots, so a small sum of slack and block
+leaves more of the same bytes to M.
+
 For gradients, feed one block per call and `detach_` after its backward pass: memory is overwritten in place.
 """
 
@@ -46,13 +50,14 @@ from ..decoder import Decoder
 from ..lora import add_lora
 from ..rope import Rope, llama_frequencies
 
-#: Slots beyond M that may fill up before the next compression (hard-coded in the official code).
+#: Slots beyond M that may fill up before the next compression, as hard-coded in the official code.
 SLACK = 16
 
 
 @dataclass(frozen=True)
 class Options:
-    """`budget` memory slots M, `heavy` share of them verbatim, the `local` newest slots always among those.
+    """`budget` memory slots M, `heavy` share of them verbatim, always among those the first `sinks` slots and
+    the `local` newest ones (mixtures are not new).
 
     `block=0` cuts prompts into blocks of `budget` tokens, as the official training and evaluation do.
     `kernel` and `depth` are the convolution's. `trainable` is what `kvmark train` trains: the compressors,
@@ -69,18 +74,26 @@ class Options:
     local: int = 0
     rope_factor: float = 1.0
     lora: int = 0
+    alpha: Literal["free", "bounded"] = "free"
+    sinks: int = 0
+    slack: int = SLACK
     budget_bytes: int | None = None
 
     def __post_init__(self) -> None:
         if self.budget < 2 or not 0 <= self.heavy < 1 or self.block < 0:
             raise ValueError("lococo needs budget >= 2, 0 <= heavy < 1 and block >= 0.")
+        if self.slack < 0:
+            raise ValueError(f"lococo needs slack >= 0, not {self.slack}.")
         if self.kernel < 1 or self.kernel % 2 == 0:
             raise ValueError(f"lococo needs an odd kernel >= 1, not {self.kernel}.")
         if self.folded < 1:
             raise ValueError("lococo needs at least one slot that is not verbatim; lower heavy.")
-        if self.local < 0 or (self.budget_bytes is None and self.local > self.budget - self.folded):
-            most = self.budget - self.folded
-            raise ValueError(f"lococo needs local between 0 and its {most} verbatim slots, not {self.local}.")
+        forced, verbatim = self.local + self.sinks, self.budget - self.folded
+        if min(self.local, self.sinks) < 0 or (self.budget_bytes is None and forced > verbatim):
+            raise ValueError(
+                f"lococo needs local and sinks >= 0, together at most its {verbatim} verbatim slots, "
+                f"not {self.local} and {self.sinks}."
+            )
         if not 1 <= self.depth <= 64 or not 0 <= self.lora <= 4096:
             raise ValueError("lococo needs depth from 1 to 64 and lora from 0 to 4096.")
         if not 0 < self.rope_factor < math.inf:
@@ -103,15 +116,16 @@ class LococoCache(LayerCache):
 
     def __init__(self, heads, request, options, compressor) -> None:
         self.block, self.accumulates = options.block_tokens, options.scores == "accumulated"
-        batch, slots = request.batch, min(options.budget + SLACK + self.block, request.capacity)
+        batch, slots = request.batch, min(options.budget + options.slack + self.block, request.capacity)
         kv = TensorSpec((heads.num_kv_heads, slots, heads.head_dim), request.dtype, "payload")
         wide = torch.promote_types(request.dtype, torch.float32)
         score = TensorSpec((heads.num_kv_heads, slots), wide, "metadata")
         super().__init__(batch, {"k": kv, "v": kv, "score": score}, request.device)
-        self.heads, self.budget, self.slots = heads, options.budget, slots
+        self.heads, self.budget, self.slack, self.slots = heads, options.budget, options.slack, slots
         self.compressor = compressor
-        # A decode step attends to M + 1 … M + 17 slots: what is predicted is the mean of that cycle.
-        self.slot_elements, self.reach = heads.slot_elements, min(options.budget + SLACK // 2 + 1, slots)
+        # A decode step attends to M + 1 … M + slack + 1 slots: what is predicted is the mean of that cycle.
+        reach = min(options.budget + options.slack // 2 + 1, slots)
+        self.slot_elements, self.reach = heads.slot_elements, reach
         self.rows |= {"held": [0] * batch, "compressions": [0] * batch, "folded": [0] * batch}
 
     def evicted(self) -> list[int]:
@@ -119,9 +133,21 @@ class LococoCache(LayerCache):
 
     def statistics(self) -> dict[str, list[float]]:
         return {
-            "lococo_alpha": [float(self.compressor.alpha.detach())] * self.batch,
+            "lococo_alpha": [float(self.compressor.share.detach())] * self.batch,
+            "lococo_entropy": [nats / most for nats, most in self.entropy()],
             "compressions": [float(n) for n in self.rows["compressions"]],
         }
+
+    def entropy(self) -> list[tuple[float, float]]:
+        """Per row: mean entropy in nats of the learned mixtures that a fold would make now, and the most that
+        it could be, log(slots mixed). NaN before a row's first fold."""
+        found = [(math.nan, math.nan)] * self.batch
+        for row, (n, folds) in enumerate(zip(self.rows["held"], self.rows["compressions"], strict=True)):
+            if folds:
+                held = (self.tensors[name][row : row + 1, :, :n].detach() for name in ("k", "v", "score"))
+                nats_B, mixed = self.compressor.entropy(*held)
+                found[row] = (nats_B.item(), math.log(mixed))
+        return found
 
     def attend(self, q_BTHD, k_BTGD, v_BTGD, positions_BT, valid):
         q_BTHD = self.heads.rotate(q_BTHD, positions_BT)
@@ -155,8 +181,8 @@ class LococoCache(LayerCache):
         sees_all = in_step and T == 1 and self.heads.window is None
         mask = None if sees_all else never_empty(self._visible(slot_BT, used, valid))
         k, v = self.tensors["k"][:, :, :used], self.tensors["v"][:, :, :used]
-        # Of the last call's scores a compression reads only those of the call that went over M + 16.
-        if not self.accumulates and used <= self.budget + SLACK:
+        # Of the last call's scores a compression reads only those of the call that went over M + slack.
+        if not self.accumulates and used <= self.budget + self.slack:
             return attention(q_BTHD, k, v, self.heads.scale, mask)
         out, probs = attention_with_probs(q_BTHD, k, v, self.heads.scale, mask)
         self._note_scores(probs.detach(), valid)
@@ -188,19 +214,19 @@ class LococoCache(LayerCache):
             score[spoke, :, :used] = received[spoke]
 
     def _compress_where_full(self, lengths: list[int]) -> None:
-        """Rows that are about to grow and hold more than M + 16 slots go back to exactly M."""
+        """Rows that are about to grow and hold more than M + slack slots go back to exactly M."""
         held = self.rows["held"]
-        due: dict[int, list[int]] = {}
+        due: dict[tuple[int, bool], list[int]] = {}
         for row, (n, length) in enumerate(zip(held, lengths, strict=True)):
-            if length and n > self.budget + SLACK:
-                due.setdefault(n, []).append(row)
-        for n, rows in due.items():
+            if length and n > self.budget + self.slack:
+                due.setdefault((n, self.rows["compressions"][row] > 0), []).append(row)
+        for (n, again), rows in due.items():
             index: slice | Tensor = slice(None)
             if len(rows) < self.batch:
                 index = torch.tensor(rows, device=self.tensors["k"].device)
             k, v = self.tensors["k"][index, :, :n], self.tensors["v"][index, :, :n]
             score = self.tensors["score"][index, :, :n]
-            fold = self.compressor(k, v, score)
+            fold = self.compressor(k, v, score, again)
             self.tensors["k"][index, :, : self.budget] = fold.apply(k)
             self.tensors["v"][index, :, : self.budget] = fold.apply(v)
             if self.accumulates:
@@ -254,7 +280,7 @@ class Model(Decoder):
         """Blocks attend to [memory, block], which is more than one decoded token ever sees."""
         block, held, folds, pairs = self.options.block_tokens, 0, 0, 0
         for start in range(0, num_tokens, block):
-            if held > self.options.budget + SLACK:
+            if held > self.options.budget + self.options.slack:
                 folds += self._fold_flops(held)
                 held = self.options.budget
             new = min(block, num_tokens - start)
@@ -264,9 +290,10 @@ class Model(Decoder):
         return super().prefill_flops(num_tokens, batch) + batch * (attended + folds)
 
     def decode_flops(self, num_tokens, batch=1) -> int:
-        """Mean over a cycle of 17 steps, of which one compresses."""
-        steady = num_tokens > self.options.budget + SLACK
-        fold = self._fold_flops(self.options.budget + SLACK + 1) // (SLACK + 1) if steady else 0
+        """Mean over a cycle of slack + 1 steps, of which one compresses."""
+        o = self.options
+        steady = num_tokens > o.budget + o.slack
+        fold = self._fold_flops(o.budget + o.slack + 1) // (o.slack + 1) if steady else 0
         return super().decode_flops(num_tokens, batch) + batch * fold
 
     def _fold_flops(self, filled: int) -> int:

@@ -7,6 +7,7 @@ compressed once has no position any more, so a layer's own sliding window does n
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from .attention import softmax
 
-#: The cache is compressed when it holds more than `budget + SLACK` slots (fixed in the official code).
+#: The cache is compressed when it holds more than `budget + slack` slots; official code has this number.
 SLACK = 16
 
 
@@ -24,6 +25,7 @@ class Slot:
     value_D: Tensor
     score: float = 0.0
     position: int | None = None  # None: memory
+    mixed: bool = False
 
 
 @dataclass
@@ -34,13 +36,14 @@ class Compressor:
     alpha: float
 
     @classmethod
-    def of(cls, weights: dict[str, Tensor], layer: int) -> Compressor:
+    def of(cls, weights: dict[str, Tensor], layer: int, bounded: bool = False) -> Compressor:
         prefix = f"compressors.{layer}."
         convs = [prefix + "conv"]  # the first; deeper ones are numbered from 1
         while f"{prefix}convs.{len(convs)}.weight" in weights:
             convs.append(f"{prefix}convs.{len(convs)}")
         pairs = [(weights[name + ".weight"], weights[name + ".bias"]) for name in convs]
-        return cls(pairs, float(weights[prefix + "alpha"]))
+        alpha = float(weights[prefix + "alpha"])
+        return cls(pairs, 1 / (1 + math.exp(-alpha)) if bounded else alpha)
 
 
 def convolved(rows: list[Tensor], weight: Tensor, bias: Tensor) -> list[Tensor]:
@@ -64,15 +67,19 @@ def best(slots: list[Slot], count: int) -> list[int]:
 
 
 def compress(
-    slots: list[Slot], budget: int, heavy: float, compressor: Compressor, local: int = 0
+    slots: list[Slot], budget: int, heavy: float, compressor: Compressor, local: int = 0, sinks: int = 0
 ) -> list[Slot]:
     """One KV head's slots -> `budget` slots: heavy hitters verbatim, then mixtures of the rest.
 
-    The last `local` slots are among the heavy hitters whatever their score.
+    Among the heavy hitters, whatever their score: of the slots that are no mixtures the first `sinks` and the
+    last `local`.
     """
     num_mixed = int(budget * (1 - heavy))
-    older = len(slots) - local
-    verbatim = best(slots[:older], budget - num_mixed - local) + list(range(older, len(slots)))
+    exact = [n for n, slot in enumerate(slots) if not slot.mixed]
+    forced = exact[:sinks] + exact[len(exact) - local :]
+    free = [n for n in range(len(slots)) if n not in forced]
+    won = best([slots[n] for n in free], budget - num_mixed - len(forced))
+    verbatim = sorted(forced + [free[n] for n in won])
     rest = [slot for n, slot in enumerate(slots) if n not in verbatim]
 
     rows = [torch.cat([slot.key_D, slot.value_D]) for slot in rest]
@@ -91,8 +98,8 @@ def compress(
             )
         )
     memory = [slots[n] for n in verbatim] + mixed
-    for slot in memory:
-        slot.position = None
+    for n, slot in enumerate(memory):
+        slot.position, slot.mixed = None, n >= budget - num_mixed
     return memory
 
 
@@ -116,14 +123,18 @@ def lococo(
     scores: str = "last",
     depth: int = 1,
     local: int = 0,
+    sinks: int = 0,
+    slack: int = SLACK,
+    alpha: str = "free",
 ):
     """`kernel` and `depth` are stated for the record: the weights have them.
 
     scores=last: only the block just attended counts. scores=accumulated: scores grow with every block;
-    a mixture starts from the mixed scores.
+    a mixture starts from the mixed scores. alpha=bounded: the share is the sigmoid of what the weights hold.
     """
+    assert alpha in ("free", "bounded"), alpha
     assert scores in ("last", "accumulated"), scores
-    compressor = Compressor.of(weights, layer.index)
+    compressor = Compressor.of(weights, layer.index, alpha == "bounded")
     assert len(compressor.convolutions) == depth
     assert kernel is None or all(weight.shape[2] == kernel for weight, _ in compressor.convolutions)
     group = layer.heads // layer.kv_heads
@@ -131,8 +142,8 @@ def lococo(
     out, start = torch.zeros_like(layer.q_THD), 0
     for size in blocks(calls, block or budget):
         for g, slots in enumerate(memory):
-            if len(slots) > budget + SLACK:  # lazily: at the start of the call that would not fit
-                memory[g] = compress(slots, budget, heavy, compressor, local)
+            if len(slots) > budget + slack:  # lazily: at the start of the call that would not fit
+                memory[g] = compress(slots, budget, heavy, compressor, local, sinks)
             if scores == "last":
                 for slot in memory[g]:
                     slot.score = 0.0

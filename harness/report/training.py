@@ -1,0 +1,210 @@
+"""“Training”: how the weights of a run, or of folders of weights, were learned.
+
+    a run      the short curve of each card, which `run.json` carries, so that any machine can draw it
+    a folder   `NAME.curve.parquet`, every log entry, beside `NAME.json`; a training that is not finished
+               has no card yet and is drawn all the same
+
+Solid lines began with hand-set induction heads, dashed ones without. What is drawn are running means over
+training sequences: no figure of text that was held out.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from matplotlib.ticker import FuncFormatter
+
+from ..metrics import NOTHING, format_bits, format_rate, format_share
+from ..store import StoreError, first_line
+from .canvas import DASHES, Chart, drawing, figure, legend, render, styles
+from .html import Table, table_of
+from .load import Run
+from .section import Section
+
+DRAWN = (
+    ("bits_per_byte", "Bits/byte of the training text, running mean", format_bits),
+    ("digit_accuracy", "Answers of hidden sentences, share of characters", format_share),
+    ("dense_accuracy", "Dense recall, share of answers", format_share),
+)
+LEAD = (
+    "Running means over the sequences that were trained on, against the tokens read so far: no figures of "
+    "text that was held out. Solid lines began with hand-set induction heads, dashed ones with none."
+)
+#: Longest table of a chart's numbers, by lines.
+MOST_LISTED = 40
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One training: log entries (`tokens` and metrics) in order; `heads` None where nobody says."""
+
+    name: str
+    architecture: str
+    heads: int | None
+    seed: int | None
+    points: list[dict[str, Any]]
+    hardware: str = ""
+
+    @property
+    def kind(self) -> str:
+        """What seeds differ in nothing of."""
+        return self.architecture + (", no hand-set start" if self.heads == 0 else "")
+
+    def last(self, metric: str) -> float:
+        values = [p[metric] for p in self.points if _known(p.get(metric))]
+        return values[-1] if values else math.nan
+
+
+def run_curves(run: Run) -> list[Curve]:
+    """What the cards of a run's weights tell; nothing for a run that does not carry them."""
+    found = []
+    for name, card in (run.manifest.get("weights") or {}).items():
+        points = ((card or {}).get("losses") or {}).get("curve") or []
+        if points:
+            found.append(_curve(name, card, points))
+    return found
+
+
+def folder_curves(folders: Iterable[Path]) -> list[Curve]:
+    """Every curve in these folders. Raises StoreError where there is none, or one cannot be read."""
+    folders, found = list(folders), []
+    for folder in folders:
+        files = sorted(folder.glob("*.curve.parquet"))
+        if not files:
+            raise StoreError(f"{folder} holds no curve of a training (NAME.curve.parquet).")
+        for file in files:
+            name = file.name.removesuffix(".curve.parquet")
+            points = _entries(file)
+            shown = name if len(folders) == 1 else f"{folder.name}/{name}"
+            card = file.with_name(f"{name}.json")
+            found.append(_curve(shown, _card(card) if card.exists() else None, points, name))
+    return found
+
+
+def _entries(path: Path) -> list[dict[str, Any]]:
+    """A curve is a log and no table of rows: it has no version of a schema, only these two columns surely."""
+    try:
+        table = pq.read_table(path)
+    except (OSError, pa.ArrowException) as error:
+        raise StoreError(f"{path} is not a readable curve ({first_line(error)}).") from None
+    if not {"step", "tokens"} <= set(table.column_names):
+        raise StoreError(f"{path} is not the curve of a training: it has no steps and tokens.")
+    return table.to_pylist()
+
+
+def _card(path: Path) -> dict[str, Any]:
+    try:
+        card = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise StoreError(f"{path} is not readable JSON ({first_line(error)}).") from None
+    if not isinstance(card, dict):
+        raise StoreError(f"{path} is not the card of weights.")
+    return card
+
+
+def _curve(shown: str, card: dict[str, Any] | None, points: list, name: str = "") -> Curve:
+    if card is None:
+        return Curve(f"{shown} (not finished)", name or shown, None, None, points)
+    heads = (card.get("recipe") or {}).get("induction_heads")
+    if "hand-set start: " in str(card.get("notes") or "").lower():  # compressors: of the network below them
+        heads = heads or 1
+    spec = str(card.get("architecture") or name or shown)
+    return Curve(shown, spec, heads, card.get("seed"), points, str(card.get("hardware") or ""))
+
+
+def training_section(curves: list[Curve], prefix: str) -> list[Section]:
+    """Charts, what each ended with, and the spread over seeds; nothing without a curve."""
+    curves = [curve for curve in curves if curve.points]
+    if not curves:
+        return []
+    found = Section("Training", LEAD)
+    for number, (metric, title, text) in enumerate(DRAWN):
+        drawn = [curve for curve in curves if _known(curve.last(metric))]
+        if drawn:
+            found.charts.append(_chart(f"{prefix}-{number}", title, metric, text, drawn))
+    found.tables = [_ends(curves)] + [table for table in [_seeds(curves)] if table]
+    return [found]
+
+
+def _chart(slug: str, title: str, metric: str, text, curves: list[Curve]) -> Chart:
+    kinds = {curve.kind: curve for curve in curves}
+    colours = styles(list(dict.fromkeys(curve.architecture for curve in curves)))
+    looks = {
+        kind: replace(colours[one.architecture], dash=DASHES[1 if one.heads == 0 else 0], size=4.5)
+        for kind, one in kinds.items()
+    }
+    with drawing(slug):
+        fig = figure(5.0, 4.0)
+        axes = fig.subplots()
+        for curve in curves:
+            points = [p for p in curve.points if _known(p.get(metric))]
+            style = looks[curve.kind].line() | {"linewidth": 1.2, "markevery": max(1, len(points) // 5)}
+            axes.plot([p["tokens"] for p in points], [p[metric] for p in points], **style)
+        axes.set_xlim(left=0)
+        if text is format_share:
+            axes.set_ylim(-0.04, 1.04)
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / 1e6:g} M"))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: text(value)))
+        axes.set_xlabel("tokens trained on")
+        axes.set_title(title, fontsize=9.5)
+        legend(fig, looks)
+        svg, png = render(fig, slug, title)
+    rows = []
+    for curve in curves:
+        stride = max(1, -(-len(curve.points) * len(curves) // MOST_LISTED))
+        picked = curve.points[::-1][::stride][::-1]  # from the end, so that the last is in
+        rows += [[curve.name, f"{p['tokens']:,}", text(p.get(metric))] for p in picked]
+    return Chart(slug, title, svg, png, table_of(["weights", "tokens", title], rows))
+
+
+def _ends(curves: list[Curve]) -> Table:
+    """What each training ended with; digits by length where they were told apart."""
+    names = {key for curve in curves for key in curve.points[-1]}
+    lengths = sorted(int(key[7:]) for key in names if key.startswith("digits_") and key[7:].isdigit())
+    rows = []
+    for curve in curves:
+        heads = NOTHING if curve.heads is None else "yes" if curve.heads else "no"
+        row = [curve.name, curve.architecture, heads, NOTHING if curve.seed is None else f"{curve.seed}"]
+        row += [f"{curve.points[-1]['tokens']:,}", *(text(curve.last(metric)) for metric, _, text in DRAWN)]
+        row += [format_share(curve.last(f"digits_{length}")) for length in lengths]
+        row += [format_rate(curve.last("tokens_per_s")), format_share(curve.last("mfu")), curve.hardware]
+        rows.append(row)
+    columns = ["weights", "architecture", "hand-set start", "seed", "tokens", "bits/byte\ntraining text"]
+    columns += ["answers", "dense recall", *(f"answers\n{length:,} tokens" for length in lengths)]
+    columns += ["tokens/s\nat the end", "MFU", "hardware"]
+    kept = [n for n in range(len(columns)) if n < 5 or any(row[n] not in ("", NOTHING) for row in rows)]
+    rows = [[row[n] for n in kept] for row in rows]
+    return table_of([columns[n] for n in kept], rows, "The last entry of each training.")
+
+
+def _seeds(curves: list[Curve]) -> Table | None:
+    """Mean and range over the seeds of one kind at one number of tokens."""
+    same: dict[tuple[str, int], list[Curve]] = {}
+    for curve in curves:
+        same.setdefault((curve.kind, curve.points[-1]["tokens"]), []).append(curve)
+    rows = []
+    for (kind, tokens), members in same.items():
+        if len({member.seed for member in members}) < 2:
+            continue
+        row = [kind, f"{tokens:,}", ", ".join(str(member.seed) for member in members)]
+        for metric, _, text in DRAWN:
+            values = [value for member in members if _known(value := member.last(metric))]
+            ends = [sum(values) / len(values), min(values), max(values)] if values else []
+            row.append("{} ({} to {})".format(*map(text, ends)) if values else NOTHING)
+        rows.append(row)
+    if not rows:
+        return None
+    columns = ["architecture", "tokens", "seeds", "bits/byte\ntraining text", "answers", "dense recall"]
+    said = "Spread over seeds: mean (lowest to highest). A difference of two layouts inside it is no finding."
+    return table_of(columns, rows, said)
+
+
+def _known(value: Any) -> bool:
+    return value is not None and math.isfinite(value)
