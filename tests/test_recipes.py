@@ -38,7 +38,7 @@ def test_the_cpu_recipe_lists_what_is_to_be_trained():
     assert [m.label for m in groups["spread"]] == spread
     assert [m.plan.steps.seed for m in groups["spread"]] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
     assert [(m.plan.steps.total_tokens, m.plan.steps.induction_heads) for m in CPU[:7:3]] == [
-        (16_000_000, 2), (6_000_000, 0), (2_000_000, 2),
+        (20_000_000, 2), (6_000_000, 0), (2_000_000, 2),
     ]  # fmt: skip
     folded = [*groups["compressors"], *groups["summaries"]]
     assert {m.base for m in folded} == {"transformer"}
