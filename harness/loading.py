@@ -12,6 +12,7 @@ what an architecture adds (LoCoCo's compressors) or replaces belongs to the weig
 from __future__ import annotations
 
 import dataclasses
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -240,11 +241,12 @@ def check_device(device: str) -> None:
     """
     import torch
 
-    if device.split(":")[0] not in ("cpu", "cuda"):
+    found = re.fullmatch(r"cpu|cuda(?::(\d{1,4}))?", device)
+    if found is None:
         raise SpecError(f"Unknown device '{device}'; known: cpu, cuda, cuda:N.")
-    if device.startswith("cuda") and not torch.cuda.is_available():
+    if device != "cpu" and not torch.cuda.is_available():
         raise NoDevice(f"Device '{device}' is not usable: torch sees no CUDA GPU.")
-    if ":" in device and int(device.split(":")[1]) >= torch.cuda.device_count():
+    if found[1] and int(found[1]) >= torch.cuda.device_count():
         raise NoDevice(f"Device '{device}' is not usable: torch sees {torch.cuda.device_count()} GPU(s).")
 
 

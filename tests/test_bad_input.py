@@ -61,6 +61,8 @@ def desk(tmp_path, monkeypatch) -> Path:
         ([*TRANSFORMER, *DECODE, "--prefill-chunk", "0"], ["prefill_chunk"]),
         ([*TRANSFORMER, *DECODE, "--dtype", "fp8"], ["fp8", "fp32", "bf16"]),
         ([*TRANSFORMER, *DECODE, "--device", "tpu"], ["tpu", "cpu", "cuda"]),
+        ([*TRANSFORMER, *DECODE, "--device", "cuda:x"], ["cuda:x", "cuda:N"]),
+        ([*TRANSFORMER, *DECODE, "--device", "cpu:0"], ["cpu:0", "cuda:N"]),
         (["demoo"], ["demoo", "demo"]),
         ([], ["demo", "--arch"]),
         ([*TRANSFORMER], ["--suite"]),

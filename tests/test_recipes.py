@@ -165,6 +165,7 @@ ORDERS = [
     (["--tokens", "5"], 2, "--tokens is for training one network"),
     (["--seed", "0"], 2, "--seed is for training one network"),
     (["--device", "cuda"], 3, "torch sees no CUDA GPU"),
+    (["--device", "cuda:x"], 2, "Unknown device 'cuda:x'; known: cpu, cuda, cuda:N."),
     (["--data", "no-such-folder"], 2, "no-such-folder"),
     (["--data", "damaged"], 2, "damaged.txt is not UTF-8"),
     (["--data", "short"], 2, "No training text is as long as the longest length"),

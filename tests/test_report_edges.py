@@ -15,7 +15,7 @@ from harness.report.markdown import markdown
 
 SCROLLS = ("transformer", "scrolls", {"task": "qasper", "length": 64})
 GOLD = {"gold_nll_nats": 3.0, "gold_tokens": 2, "gold_bytes": 3}
-UNSCORED = GOLD | {"gold_nll_nats": math.nan}
+SPOILT = GOLD | {"gold_nll_nats": math.nan}
 NEEDLE = ("needle", {"length": 64})
 UNJUDGED = case("e", accuracy_strict=math.nan) + held("e", {0: 1.0})
 PG19 = ("transformer", "pg19", {"context": 64})
@@ -40,7 +40,8 @@ def counts(**changes: float) -> list[dict]:
     ("cells", "said", "unsaid"),
     [
         ([Told(*SCROLLS, case("e", **GOLD))], "Gold answer", "times 100.<"),
-        ([Told(*SCROLLS, case("e", token_f1=0.5, **UNSCORED))], "times 100.<", ">Gold"),
+        ([Told(*SCROLLS, case("e", token_f1=0.5, **SPOILT))], ">not finite<", ">nan<"),
+        ([Told(*SCROLLS, case("e", **GOLD) + case("f", **SPOILT))], "1 not finite", ">nan<"),
         ([Told(*SCROLLS, case("e", **GOLD | {"gold_bytes": 0}))], "SCROLLS", ">Gold"),
         ([Told(*SCROLLS, status="oom"), Told(*LM_EVAL, status="crash")], ">crash<", "<h2>Long documents"),
         ([Told(*LM_EVAL, [{"metric": "acc", "value": math.nan}])], "<h2>lm-eval", "nan"),
@@ -49,7 +50,7 @@ def counts(**changes: float) -> list[dict]:
         ([Told("transformer", *NEEDLE, UNJUDGED)], "No needle suite", "<h2>Evicted"),
         ([Told("tova:budget=4", *NEEDLE, DEEP)], "layers 0–39 (1 of 3)", "Several"),
     ],
-    ids=["gold", "scores", "no-bytes", "failed", "nan", "one-bucket", "empty-text", "unjudged", "layers"],
+    ids=["gold", "not-finite", "partly-finite", "no-bytes", "failed", "nan", "one-bucket", "empty-text", "unjudged", "layers"],
 )  # fmt: skip
 def test_whatever_is_missing(tmp_path, cells, said, unsaid):
     run = write_cells(tmp_path / "run", cells)

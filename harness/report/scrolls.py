@@ -20,7 +20,7 @@ import pandas as pd
 from .grid import Grid, Key, grid, lay_out, notes
 from .groups import Group, axis_text
 from .html import Entry, Table
-from .language import transformer_of
+from .language import NOT_FINITE, transformer_of
 from .remarks import weights_told
 from .scored import GOLD, SCROLLS, suites_with
 from .section import Section
@@ -138,14 +138,20 @@ def _score_interval(examples_NK: np.ndarray, names: list[str]) -> str:
 
 def _gold(group: Group, found: Grid) -> dict[Key, Entry]:
     entries, base = found.failures, transformer_of(group.architectures)
-    cases = per_example(found, GOLD).dropna(subset=["gold_nll_nats", "gold_bytes"])
-    parts = {key: part for key, part in cases.groupby(["architecture", "down", "across"], sort=False)}
+    asked = per_example(found, GOLD).dropna(subset=["gold_bytes"])
+    keys = ["architecture", "down", "across"]
+    finite = np.isfinite(asked["gold_nll_nats"])
+    spoilt = asked[~finite].groupby(keys).size()
+    entries |= {key: Entry(NOT_FINITE, f"n = {number}", failed=True) for key, number in spoilt.items()}
+    parts = {key: part for key, part in asked[finite].groupby(keys, sort=False)}
     for (architecture, down, task), part in parts.items():
         number_of = part["gold_bytes"].sum()
         if not number_of:
             continue
         bits = part["gold_nll_nats"].sum() / math.log(2) / number_of
-        told = [f"n = {len(part)}", found.acted(architecture, down, task)]
+        left_out = spoilt.get((architecture, down, task), 0)
+        told = [f"n = {len(part)}", f"{left_out} {NOT_FINITE}" * bool(left_out)]
+        told.append(found.acted(architecture, down, task))
         if architecture != base and (base, down, task) in parts:
             told = [_difference(part, parts[base, down, task]), *told]
         entries[architecture, down, task] = Entry(f"{bits:.3f}", notes(*told))
