@@ -257,12 +257,14 @@ def train(
         int | None, typer.Option(min=1, help="lococo on plain text: sequences per step (official: 128).")
     ] = None,
     tokens: Annotated[int | None, typer.Option(help="Token budget (default: the recipe's).")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of initial values and batches (default 0).")] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, max=2**32, help="Seed of initial values and batches (default 0).")
+    ] = None,
     induction_heads: Annotated[
         int | None, typer.Option(help="Hand-set heads per global layer, 0 for none (default 2).")
     ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N (default: the recipe's).")] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of a training.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, max=1024, help="CPU threads of a training.")] = None,
     checkpoint_s: Annotated[float, typer.Option(min=0, help="Seconds between checkpoints.")] = 60.0,
     commit: Commit = None,
 ) -> None:  # fmt: skip

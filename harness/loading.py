@@ -114,9 +114,21 @@ class _Plan:
             for name in added:
                 base = pretrained and checkpoint.Base(pretrained.name, pretrained.fingerprint)
                 tensors, card = self._load(name, base)
+                if pretrained is None:
+                    self._check_base(name, card)
                 self.cards[checkpoint.compressor_name(name, base and base.name)] = card
                 self.added |= tensors
         self.owners = self._owners(added)
+
+    def _check_base(self, name: str, card: dict[str, Any]) -> None:
+        """Compressors belong to the very weights that they were trained on."""
+        from models import checkpoint
+
+        base = checkpoint.Base(self.base_name, self.cards[self.base_name]["sha256"])
+        try:
+            checkpoint.check_base(name, card, base)
+        except checkpoint.WeightsError as error:
+            raise _needed(self.spec, error) from None
 
     def card_of_others(self) -> dict[str, Any]:
         """What a run says about a checkpoint that has no card of ours."""

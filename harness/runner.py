@@ -274,6 +274,8 @@ def _manifest(prepared: Prepared, out: Path) -> dict[str, Any]:
     """Write `run.json`, or check that the one that is there is of the same plan."""
     path = out / "run.json"
     plan = json.loads(json.dumps(dataclasses.asdict(prepared.plan)))
+    if plan["settings"]["weights"]:  # where they lie is of this machine; what they are is in the cards
+        plan["settings"]["weights"] = Path(plan["settings"]["weights"]).name
     created = datetime.now(UTC).isoformat(timespec="seconds")
     if path.exists():
         try:
@@ -323,7 +325,7 @@ def _same_plan(old: dict[str, Any], plan: dict[str, Any], opened: Opened | None)
     def without(plan: dict[str, Any], *keys: str) -> dict[str, Any]:
         return plan | {"settings": {k: v for k, v in plan["settings"].items() if k not in keys}}
 
-    if without(old["plan"], "timeout_s") == without(plan, "timeout_s"):
+    if without(old["plan"], "timeout_s", "weights") == without(plan, "timeout_s", "weights"):
         return True  # what lies there may have changed: then its cells have other keys
     before, now = old.get("model"), opened and opened.card()
     if not before or not now:

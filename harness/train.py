@@ -14,6 +14,7 @@ The card lists the hash of every training book; books of PG-19's evaluation are 
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -188,5 +189,5 @@ def network(
 
 def mix_line(entry: Any) -> str:
     """A log entry of the training mix in words."""
-    bits = entry.bits_per_byte or float("nan")
-    return f"{bits:.3f} bits/byte (running), needle digits {entry.digit_accuracy}"
+    bits, answers = entry.bits_per_byte or math.nan, entry.digit_accuracy
+    return f"{bits:.3f} bits/byte (running)" + (f", answers {answers:.1%}" if answers is not None else "")

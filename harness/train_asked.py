@@ -45,7 +45,7 @@ def _one(options: Mapping[str, Any], say: Callable[[str], None]) -> int:
 
 
 def _family(options: Mapping[str, Any], say: Callable[[str], None]) -> int:
-    from .train_family import table, train_family
+    from .train_family import FINISHED, table, train_family
 
     out: Path = options["out"]
     outcomes = train_family(
@@ -55,4 +55,4 @@ def _family(options: Mapping[str, Any], say: Callable[[str], None]) -> int:
     )  # fmt: skip
     for line in table(outcomes, out):
         say(line)
-    return sum(outcome.status in ("failed", "not begun") for outcome in outcomes)
+    return sum(outcome.status not in FINISHED for outcome in outcomes)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .train import Drawing, Order, Plan, mix_line, own_batches
+from .train_keys import check_size
 from .training import Training, books_card
 
 if TYPE_CHECKING:
@@ -102,6 +103,7 @@ def _model(spec: str, frozen: Frozen, init: str) -> Any:
     from models import checkpoint
     from models.compressor_training import freeze, fresh_state
 
+    check_size(spec, frozen.shape)
     with torch.device("meta"):
         model = models.build(spec, frozen.shape)
     checkpoint.assign(model, frozen.state | fresh_state(model, init), frozen.base.name)

@@ -33,6 +33,8 @@ from .training import CHECKPOINT_EVERY_S, books_card, make_folder
 
 Say = Callable[[str], None]
 EXIT_INTERRUPTED = 130
+#: What an `Outcome` says of weights that are there.
+FINISHED = ("finished", "was finished")
 
 
 @dataclass(frozen=True)
@@ -139,8 +141,8 @@ class Expected:
         try:
             there = json.loads(path.read_text(encoding="utf-8"))
             differing = next((key for key in card if there.get(key) != card[key]), None)
-            if member.base is not None and (base := out / f"{member.base}.json").exists():
-                sha256 = json.loads(base.read_text(encoding="utf-8"))["sha256"]
+            if member.base is not None:
+                sha256 = json.loads((out / f"{member.base}.json").read_text(encoding="utf-8"))["sha256"]
                 differing = differing or ("base" if there["base"]["fingerprint"] != sha256 else None)
         except (OSError, ValueError, AttributeError, KeyError, TypeError):
             raise RecipeError(f"{path} is not a readable card of weights.") from None
@@ -190,9 +192,9 @@ class _Family:
                     status = next((o.status for o in self.outcomes if o.label == base), None)
                     if base in waiting or base in self.children:
                         continue
-                    if status in ("failed", "not begun"):
+                    if status not in (None, *FINISHED):
                         del waiting[label]
-                        self._settle(Outcome(label, "not begun", f"its base '{base}' failed."))
+                        self._settle(Outcome(label, "not begun", f"its base '{base}' is not finished."))
                     elif len(self.children) < self.workers:
                         self._start(waiting.pop(label))
                 if self.children:
@@ -272,7 +274,7 @@ def table(outcomes: list[Outcome], out: Path) -> list[str]:
     lines = []
     for outcome in outcomes:
         told = outcome.message
-        if outcome.status in ("finished", "was finished"):
+        if outcome.status in FINISHED:
             card = json.loads((out / f"{outcome.label}.json").read_text(encoding="utf-8"))
             final = card["losses"]["final"]
             bits = final["bits_per_byte"]

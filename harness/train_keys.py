@@ -6,10 +6,15 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import models
 from models.spec import MOST, SpecError, one_line
 
 #: Of threads or processes of one training.
 MOST_WORKERS = 1024
+
+
+#: Far above what these trainings are for; a slip of the hand is found before memory is asked for it.
+MOST_PARAMETERS = 2_000_000_000
 
 
 class RecipeError(SpecError):
@@ -49,7 +54,9 @@ RUN: Kinds = {
 SETTINGS: Kinds = {
     "shape": (lambda x: text(x) or type(x) is dict, "the name of a shape, or a table of its sizes"),
     "lengths": (_list(_whole(1)), "a list of positive whole numbers"),
-    "length_probabilities": (lambda x: _list(_share)(x) and _sums_to_one(x), "shares that sum to 1"),
+    "length_probabilities": (
+        lambda x: _list(_share)(x) and min(x) > 0 and _sums_to_one(x), "shares above 0 that sum to 1"
+    ),
     "shares": (
         lambda x: type(x) is dict and {*x} == {*SOURCES} and _list(_share)([*x.values()])
         and _sums_to_one([*x.values()]),
@@ -78,6 +85,22 @@ GROUP: Kinds = {
     "induction_heads": (_whole(0), "a whole number of at least 0"),
 }
 BASE: Kinds = {"base": (text, "the name of the Transformer that compressors are trained on")}
+
+
+def check_size(spec: str, shape: Any) -> None:
+    """Raise SpecError where far too much would be trained: matrices of a network, or compressors."""
+    options = models.resolve(spec, shape)[1]
+    if spec.startswith("lococo"):
+        inputs = 2 * shape.head_dim + (options.depth - 1) * options.folded
+        layer = options.folded * options.kernel * inputs
+    else:
+        layer = 4 * shape.dim**2 + 3 * shape.dim * shape.ffn_dim
+    parameters = shape.vocab * shape.dim * (not spec.startswith("lococo")) + shape.num_layers * layer
+    if parameters > MOST_PARAMETERS:
+        raise SpecError(
+            f"Training '{spec}' means about {parameters:.1e} parameters; at most {MOST_PARAMETERS:.0e} are "
+            "trained here."
+        )
 
 
 def checked(values: Any, required: Kinds, optional: Kinds, where: str) -> dict[str, Any]:

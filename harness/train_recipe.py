@@ -26,7 +26,7 @@ from models.shapes import load_shape, shape_from
 from models.spec import canonical, split_spec
 
 from .train import Plan
-from .train_keys import BASE, GROUP, RUN, SETTINGS, SOURCES, RecipeError, checked, text
+from .train_keys import BASE, GROUP, RUN, SETTINGS, SOURCES, RecipeError, check_size, checked, text
 
 FOLDER = Path(__file__).parent / "recipes"
 
@@ -165,6 +165,7 @@ def _check_network(plan: Plan, where: str) -> None:
         least = ByteTokenizer.bos + 1
         raise RecipeError(f"The shape in {where} needs a vocab of at least {least}, not {plan.shape.vocab}.")
     heads = plan.steps.induction_heads
+    check_size(plan.spec, plan.shape)
     # Not on the meta device, whose first initial value imports torch's compiler: 2 seconds.
     model = models.build(plan.spec, plan.shape)
     if plan.spec.startswith("lococo"):

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .environment import checkout, cpu_model
+from .environment import checkout, cpu_model, package_version
 
 if TYPE_CHECKING:
     from models.architecture import Architecture
@@ -68,9 +68,9 @@ def carry_out(
     FloatingPointError where it diverges.
     """
     make_folder(out)
-    if (finished := out / f"{training.name}.json").exists():
-        raise ValueError(f"{finished} is a finished training; choose another --out or delete it.")
     with only_one(out, training.name):
+        if (finished := out / f"{training.name}.json").exists():
+            raise ValueError(f"{finished} is a finished training; choose another --out or delete it.")
         return _carried_out(training, out, hardware, commit, say, device, checkpoint_every_s)
 
 
@@ -99,7 +99,7 @@ def _carried_out(
     def on_log(entry: Any) -> None:
         say(f"{training.name}: {entry.tokens:,} tokens, {training.line(entry)}, {speed_line(entry)}")
 
-    recipe = training.recipe
+    recipe, source = training.recipe, checkout(commit=commit)  # what trains, not what lies here afterwards
     unfinished = out / f"{training.name}.training.pt"
     curve = out / f"{training.name}.curve.parquet"
     ceiling_flops = matrix_product_flops(device, torch.bfloat16 if recipe.autocast_bf16 else torch.float32)
@@ -121,7 +121,8 @@ def _carried_out(
         "steps": recipe.steps,
         "tokens": recipe.steps * recipe.tokens_per_step,
         "losses": summarise(log),
-        **{key: value for key, value in checkout(commit=commit).items() if key in ("commit", "dirty")},
+        **{key: value for key, value in source.items() if key in ("commit", "dirty")},
+        "packages": {name: package_version(name) for name in ("torch", "numpy")},
         "hardware": f"{cpu_model() or 'unknown CPU'}, {hardware}",
         "wall_s": round(log[-1].wall_s, 1),
         "cpu_s": round(log[-1].cpu_s, 1),
@@ -166,28 +167,35 @@ def only_one(out: Path, name: str) -> Iterator[None]:
     Raises ValueError while another process trains them.
     """
     path = out / f".{name}.lock"
-    with path.open("a+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.seek(0)
-            raise ValueError(f"'{name}' is being trained in {out} by process {lock.read()}.") from None
-        lock.truncate(0)
-        lock.write(str(os.getpid()))
-        lock.flush()
-        for left in (*out.glob(f"{name}.*.tmp"), *out.glob(f".{name}.*.tmp")):
-            left.unlink(missing_ok=True)
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
+    while True:
+        with path.open("a+") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                lock.seek(0)
+                raise ValueError(f"'{name}' is being trained in {out} by process {lock.read()}.") from None
+            if not path.exists() or not os.path.samestat(os.fstat(lock.fileno()), path.stat()):
+                continue  # whoever held it has just ended and removed it
+            lock.truncate(0)
+            lock.write(str(os.getpid()))
+            lock.flush()
+            for left in (*out.glob(f"{name}.*.tmp"), *out.glob(f".{name}.*.tmp")):
+                left.unlink(missing_ok=True)
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+            return
 
 
 def origin(training: Training) -> dict[str, str]:
     """What decides the result besides the recipe: an unfinished training goes on only where it agrees."""
-    data = hashlib.sha256(json.dumps(training.data, sort_keys=True).encode()).hexdigest()
+    data, shape = (
+        hashlib.sha256(json.dumps(part, sort_keys=True).encode()).hexdigest()
+        for part in (training.data, dataclasses.asdict(training.model.shape))
+    )
     base = {} if training.base is None else {"base": training.base["fingerprint"]}
-    return {"architecture": training.spec, "data": data} | base
+    return {"architecture": training.spec, "data": data} | base | {"shape": shape}
 
 
 def books_card(hashes: dict[str, str]) -> dict[str, Any]:

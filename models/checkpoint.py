@@ -135,7 +135,7 @@ def load(
     name = compressor_name(name, base.name if base else None)
     folder, card = _find(name, folders)
     if base is not None:
-        _check_base(name, card, base)
+        check_base(name, card, base)
     path = folder / f"{name}.safetensors"
     try:
         data = path.read_bytes()
@@ -168,7 +168,8 @@ def assign(model: nn.Module, state_dict: Mapping[str, Tensor], name: str) -> Non
     model.load_state_dict(tensors, assign=True)
 
 
-def _check_base(name: str, card: Mapping[str, Any], base: Base) -> None:
+def check_base(name: str, card: Mapping[str, Any], base: Base) -> None:
+    """Raise WeightsError unless the card says that its weights were trained on `base`."""
     there = card.get("base")
     trained_on = there.get("fingerprint") if isinstance(there, dict) else None
     if trained_on != base.fingerprint:

@@ -119,7 +119,20 @@ def test_compressors_of_a_base_that_failed_are_not_begun(place):
         say=said.append,
     )
     assert [(o.label, o.status) for o in outcomes] == [("transformer", "failed"), ("lococo-32", "not begun")]
-    assert outcomes[1].message == "its base 'transformer' failed."
+    assert outcomes[1].message == "its base 'transformer' is not finished."
+
+
+def test_one_that_somebody_stopped_is_not_finished(place):
+    """SIGINT to the training alone: it writes its checkpoint, its compressors do not begin, the code is 1."""
+    write_recipe(place / "mine.toml", ("tokens = 5120", "tokens = 512_000"))
+    lock, saved = place / "weights" / ".transformer.lock", place / "weights" / "transformer.training.pt"
+    process = start(place, "--only", "final", "--only", "compressors", "--checkpoint-s", "0")
+    pid = wait_for(lambda: saved.exists() and trainer(lock))
+    os.kill(pid, signal.SIGINT)
+    code, out, err = ended(process)
+    assert code == 1 and "2 trainings did not finish" in err, (out, err)
+    assert "transformer: interrupted" in out and "lococo-32: not begun: its base 'transformer'" in out
+    assert saved.exists()
 
 
 def test_killed_anywhere_and_resumed_it_ends_the_same(place, monkeypatch):

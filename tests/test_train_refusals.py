@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import hashlib
 import json
@@ -18,9 +19,9 @@ from typer.testing import CliRunner
 import models
 from harness import train_data
 from harness.cli import app
-from harness.train import Order, train
+from harness.train import Order, network, plan_of, train
 from harness.train_data import EVALUATION_SPLITS, training_books
-from harness.training import only_one
+from harness.training import only_one, origin
 from models.initialisation import induction_heads, induction_note
 from models.shapes import SHAPES
 from suites.data.pg19_books import BOOKS, official
@@ -46,6 +47,32 @@ def test_finished_weights_are_not_overwritten(book, tmp_path):
     with pytest.raises(ValueError, match="finished training"):
         train("transformer", book, out, Order(tokens=4096), say=lambda line: None)
     assert {file.name: file.read_bytes() for file in out.iterdir()} == before
+
+
+def test_a_card_names_the_commit_that_trained(book, tmp_path, monkeypatch):
+    """What lies in the folder when it ends may be another."""
+    commits = iter(["before", "after"])
+    monkeypatch.setattr("harness.training.checkout", lambda commit: {"commit": next(commits), "dirty": False})
+    drawn, draw = [], TrainingMix.batch
+    monkeypatch.setattr(
+        TrainingMix, "batch", lambda self, step: drawn.append(next(commits)) or draw(self, step)
+    )
+    card = train("transformer", book, tmp_path / "w", Order(tokens=2048, induction_heads=0), say=print)
+    assert drawn == ["after"] and json.loads(card.read_text())["commit"] == "before"
+
+
+def test_a_training_goes_on_only_in_its_own_shape(book, tmp_path):
+    """Sizes that no parameter shows, too: a window, a base of positions."""
+    books, hashes = training_books(book)
+    shapes = [
+        SHAPES["family"],
+        replace(SHAPES["family"], window=64),
+        replace(SHAPES["family"], rope_base=77.0),
+    ]
+    plans = [replace(plan_of("yoco", Order(tokens=2048)), shape=shape) for shape in shapes]
+    origins = [origin(network(plan, books, hashes, "cpu", "")) for plan in plans]
+    assert len({json.dumps(found) for found in origins}) == 3
+    assert {key for key in origins[0] if origins[0][key] != origins[1][key]} == {"shape"}
 
 
 def test_a_folder_that_cannot_be_made_is_found_first(book, tmp_path):
@@ -114,6 +141,22 @@ def test_one_training_of_a_name_at_a_time(tmp_path):
         pass
 
 
+def test_what_another_process_has_finished_meanwhile_stays(book, tmp_path, monkeypatch):
+    """Whether it is finished is asked when nobody else can finish it any more."""
+    out, order = tmp_path / "weights", Order(tokens=2048, induction_heads=0)
+
+    @contextlib.contextmanager
+    def just_finished(folder, name):
+        (folder / f"{name}.json").write_text("{}")
+        with only_one(folder, name):
+            yield
+
+    monkeypatch.setattr("harness.training.only_one", just_finished)
+    with pytest.raises(ValueError, match="finished training"):
+        train("transformer", book, out, order, say=lambda line: None)
+    assert (out / "transformer.json").read_text() == "{}"
+
+
 # --- evaluation books ---------------------------------------------------------------------------
 
 
@@ -126,9 +169,22 @@ def evaluation_book(monkeypatch):
     return text
 
 
-@pytest.mark.parametrize("form", ["as published", "LF", "zipped"])
+FORMS = {
+    "as published": lambda text: text,
+    "zipped": lambda text: text,
+    "LF": lambda text: text.replace(b"\r\n", b"\n"),
+    "CR": lambda text: text.replace(b"\r\n", b"\r"),
+    "CRCRLF": lambda text: text.replace(b"\r\n", b"\r\r\n"),
+    "mark": lambda text: b"\xef\xbb\xbf" + text,
+    "mark and LF": lambda text: b"\xef\xbb\xbf" + text.replace(b"\r\n", b"\n"),
+    "trimmed": lambda text: text.rstrip(),
+    "empty lines": lambda text: text + b"\n\n",
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
 def test_an_evaluation_book_is_refused_under_any_name(book, tmp_path, evaluation_book, form):
-    text = evaluation_book.replace(b"\r\n", b"\n") if form == "LF" else evaluation_book
+    text = FORMS[form](evaluation_book)
     if form == "zipped":
         (book / "my-book.txt.gz").write_bytes(gzip.compress(text))
     else:
@@ -153,9 +209,17 @@ def test_another_edition_of_an_evaluation_book_is_refused_by_its_id(book, tmp_pa
         assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize("name", ["356", "pg356", "356-0", "00356", "356.utf8"])
+def test_an_id_is_known_in_the_names_that_files_have(book, name):
+    (book / f"{name}.txt").write_bytes(b"Some other edition.\n" * 200)
+    with pytest.raises(TextError, match="is book 356 of PG-19's validation split"):
+        training_books(book)
+
+
 def test_other_books_are_not_refused(book):
-    (book / "11.txt").write_bytes(b"A book of the training split.\r\n" * 50)
-    assert [name for name, _ in training_books(book)[0]] == ["11", "b"]
+    for name in ("11", "3561", "my356"):
+        (book / f"{name}.txt").write_bytes(b"A book of the training split, %s.\r\n" % name.encode() * 50)
+    assert {name for name, _ in training_books(book)[0]} == {"11", "3561", "my356", "b"}
 
 
 def test_shipped_weights_saw_no_evaluation_book():

@@ -5,8 +5,10 @@
 
 A third of the templates drawn is the one fixed template of the needle suite (`suites/words.py`), the others
 are made of random words and marks, so that nothing can be learned but to find a key and go on as after its
-first appearance. None of evaluation's other wordings is ever drawn: their words and marks are kept out
-(`kept_from_training`), and a test draws many templates and looks for them.
+first appearance. No other template of evaluation is ever drawn: their words are kept out of templates
+(`kept_from_training`), " / " is no link, and a test draws many templates and looks for them. That makes
+`keyed` new in words and marks. `magic` and `uuid` are less so: " The ... of KEY is VALUE. " is a frame that
+is drawn, with other nouns. Keys, which are words of the books, may be words of those templates.
 """
 
 from __future__ import annotations
