@@ -226,7 +226,9 @@ def told(card: dict[str, Any]) -> dict[str, Any]:
     if card.get("losses"):
         more = ("architecture", "seed", "recipe", "hardware", "losses")
         kept |= {name: card.get(name) for name in more}
-        kept["trained_length"] = max((card.get("data") or {}).get("lengths") or [0]) or None
+        data = card.get("data") or {}
+        kept["data"] = {name: value for name, value in data.items() if name != "books_sha256"}
+        kept["trained_length"] = max(data.get("lengths") or [0]) or None
     return kept
 
 
