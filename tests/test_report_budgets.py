@@ -63,6 +63,8 @@ def cells() -> list[Told]:
     equal = {"lococo:budget=64": 2.0, f"window:budget_bytes={LOCOCO_BYTES}": 2.1, "h2o:budget_bytes=999": 2.1}
     for spec, bits in equal.items():
         rows = [row for n in range(5) for row in book(f"b{n}", bits + n / 5)]
+        if spec.endswith("=999"):  # the median of a batch of two holds what it was given
+            rows += [{"metric": "cache_bytes_live", "value": 2 * 999.0}] * 3
         found.append(Told(spec, "pg19:protocol=tova,chunk=512", PIECES, rows, requests=2))
     return found
 
@@ -146,7 +148,7 @@ class TestOverBudgets:
         assert len(titles) == 4
         tokens = next(chart for chart in part.charts if "Needle, strict, 512" in chart.title).table
         rows = {row[0]: row for row in texts(tokens)}
-        assert tokens.columns == ["policy", "64 tokens", "128 tokens", "512 tokens", "no budget in tokens"]
+        assert tokens.columns == ["policy", "64 tokens", "128 tokens", "512 tokens", "no budget"]
         assert rows["transformer"] == ["transformer", "–", "–", "–", "100.0 %"]
         assert rows["tova"][1:4] == ["90.0 %", "80.0 %", "70.0 %"]
 
@@ -214,10 +216,11 @@ class TestEqualBytes:
     def test_only_policies_with_its_bytes_are_compared(self, group):
         (part,) = equal_bytes_section(group)
         ((row,),) = [part.tables[0].rows]
-        assert [entry.text for entry in row][:5] == [
-            "lococo:budget=64", "39.1 KiB", "2.400", f"window:budget_bytes={LOCOCO_BYTES}", "150 tokens",
+        assert [entry.text for entry in row] == [
+            "lococo:budget=64", f"window:budget_bytes={LOCOCO_BYTES}", "−0.100", "better than it", "5",
+            "39.1 KiB", "39.1 KiB", "2.400", "2.500", "150 tokens",
         ]  # fmt: skip
-        assert (row[7].text, row[7].note, row[8].text) == ("−0.100", "−0.100 to −0.100", "better than it")
+        assert row[2].note == "−0.100 to −0.100"
 
     def test_nothing_where_nobody_has_its_bytes(self, tmp_path):
         others = [cell for cell in cells() if "bytes" not in cell.architecture]

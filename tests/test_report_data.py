@@ -22,7 +22,7 @@ from harness.report.groups import groups, not_exercised
 from harness.report.language import is_pg19, language, language_sources
 from harness.report.markdown import markdown
 from harness.report.remarks import chunk_alerts
-from harness.report.statistics import language_totals, paired_difference_is_real, spread, wilson
+from harness.report.statistics import excludes_zero, language_totals, spread, student, wilson
 from harness.report.verdict import by_context
 from harness.show import plan_table, summary_table
 from harness.store import SCHEMA, StoreError, read_table, write_table
@@ -77,12 +77,13 @@ class TestStatistics:
         assert (spread(rows).median, spread(rows).n) == (3.0, 2)
 
     def test_paired_difference(self):
-        steady = {f"book-{n}": 10.0 + n for n in range(4)}
-        assert paired_difference_is_real(steady, {k: v - 1 - 0.01 * v for k, v in steady.items()})
-        assert not paired_difference_is_real(
-            steady, {k: v + (-1) ** i for i, (k, v) in enumerate(steady.items())}
-        )
-        assert not paired_difference_is_real({"a": 1.0, "b": 1.0}, {"a": 9.0, "b": 9.0})  # two are too few
+        def apart(*differences: float) -> bool:
+            columns = np.array([[difference, 1.0] for difference in differences])
+            return excludes_zero(student(columns, lambda sums: sums[0] / sums[1]))
+
+        assert apart(1.1, 1.11, 1.12, 1.13) and apart(-1.1, -1.11, -1.12)
+        assert not apart(1.0, -1.0, 1.0, -1.0)
+        assert not apart(8.0, 8.0)  # two are too few
 
 
 class TestMetrics:

@@ -5,14 +5,15 @@
     language.py   texts and protocols that are never summed together;  grid.py  tasks laid out by cell
     scored.py     which metrics are scores of tasks
     forensics.py  what was still held when the answer was produced
-    statistics.py medians, sums over sums, Wilson and bootstrap intervals: what the page calls a difference
+    statistics.py medians, sums over sums, Wilson, bootstrap and t intervals: what the page calls a difference
     verdict.py    one line per architecture;  summary.py  the same and the tasks, for terminal and README
     canvas.py     how a figure looks and becomes an SVG that follows the page's colours
     lines.py budget_lines.py heatmap.py timeline.py     the charts, each with its table
     budgets.py    which of many budgets of a policy are shown first;  measured.py  every score as numbers
     needles.py by_budget.py kept.py held.py tasks.py books.py scrolls.py lm_eval.py cost.py quality.py
-    all_numbers.py training.py
+    all_numbers.py training.py compressors.py
                   the parts of the page, in the order of sections.py;  guide.py  what the numbers mean
+    seeds.py seeded.py      the only part that is drawn across runs: figures of several seeds
     html.py style.py page.py            tables, CSS, the file
 
 The page is dated by its run and holds nothing of the moment or the machine of its drawing: redrawn

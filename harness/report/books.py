@@ -23,16 +23,16 @@ from .language import (
     transformer_of,
 )
 from .lines import by_position as position_chart
-from .remarks import weights_told
+from .remarks import beyond_name, weights_told
 from .section import Section
-from .statistics import FEW_CASES, language_totals
+from .statistics import FEW_CASES, language_totals, perplexity
 
 TITLE = "Language modelling, book by book"
 LEAD = (
     "Sums over all texts, each token scored once through the cache; small print gives 95 % intervals, "
-    "resampled over whole texts, and the difference to the transformer on the same texts. Numbers of two "
-    "protocols do not compare and stand in tables of their own. A text whose likelihood was not finite is "
-    "left out whole, for that architecture."
+    "resampled over whole texts. The difference to the transformer is taken over the same texts, in pairs, "
+    "with Student's interval (none below three texts). Numbers of two protocols do not compare and stand in "
+    "tables of their own. A text whose likelihood was not finite is left out whole, for that architecture."
 )
 
 
@@ -77,7 +77,8 @@ def book_table(group: Group, source: Source) -> Table:
             spoilt = bad.get((architecture, context))
             if own.empty and spoilt is None:
                 continue
-            row = [Entry(architecture)] + [Entry(context_name(context))] * (len(contexts) > 1)
+            named = Entry(context_name(context) + beyond_name(group, context))
+            row = [Entry(architecture)] + [named] * (len(contexts) > 1)
             if own.empty:
                 row += [Entry("0"), Entry(NOT_FINITE, "{} of {} texts".format(*spoilt), failed=True)]
                 rows.append(row + [Entry(NOTHING)] * (len(columns) - len(row)))
@@ -95,7 +96,7 @@ def book_table(group: Group, source: Source) -> Table:
             if "block_tokens" in known:
                 row.append(_perplexity(own, "block_nll_nats", "block_tokens"))
             rows.append(row)
-    where = "" if len(contexts) > 1 else f", {context_name(contexts[0])}"
+    where = "" if len(contexts) > 1 else f", {context_name(contexts[0])}{beyond_name(group, contexts[0])}"
     protocol = f"protocol {source.protocol}" if source.protocol else "protocol not stated"
     read = source.text if is_pg19(source.label) else f"{source.text} (not PG-19)"
     return table_of(columns, rows, f"{source.suite}: {protocol}{where}, on {read}.")
@@ -124,8 +125,7 @@ def _perplexity(cases: pd.DataFrame, nats: str, count: str) -> Entry:
     """Only where every text was counted so: part of a sum is another number."""
     if cases[[nats, count]].isna().any(axis=None) or not cases[count].sum():
         return Entry(NOTHING)
-    exponent = cases[nats].sum() / cases[count].sum()
-    return Entry(METRICS["word_ppl"].format(math.exp(exponent) if exponent < 700 else math.inf))
+    return Entry(METRICS["word_ppl"].format(perplexity(cases[nats].sum() / cases[count].sum())))
 
 
 def _few(group: Group, source: Source) -> list[str]:

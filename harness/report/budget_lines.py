@@ -1,13 +1,15 @@
 """Charts over budgets: a line per policy against its tokens, or against the bytes that they cost.
 
 Architectures without a budget are horizontal lines over tokens and points over bytes. Where a policy had
-nothing to do its point is hollow: the number is the whole cache's. Whiskers are 95 % intervals.
+nothing to do its point is hollow: the number is the whole cache's. That is the only thing that hollow means
+here: variants of a family differ by marker and dash. Whiskers are 95 % intervals.
 """
 
 from __future__ import annotations
 
 import math
 import textwrap
+from collections import Counter
 from dataclasses import replace
 
 import pandas as pd
@@ -16,15 +18,19 @@ from matplotlib.ticker import FuncFormatter
 
 from ..metrics import METRICS, NOTHING, Metric, format_bytes
 from .books import interval_text
-from .budgets import budget_of, in_bytes, policies, policy, whole
+from .budgets import budget_of, in_bytes, once, policies, policy_names, whole
 from .canvas import PAPER, Chart, Style, drawing, figure, legend, render, styles, tick
-from .groups import Group
+from .groups import Group, family
 from .html import Entry, Table, table_of
 from .lines import log_axis, token_axis
 from .remarks import hand_set
 
-#: Points of several policies at one budget stand side by side by this factor.
-BESIDE = 1.035
+#: Points of several policies at one budget stand side by side by this factor, all of them within `SPREAD`.
+BESIDE, SPREAD = 1.035, 1.12
+#: Width and height of a chart; a long legend makes it higher.
+SIZE_IN = (5.0, 4.7)
+#: Markers of the second variant of a family and further ones; the first has the family's own.
+VARIANT_MARKERS = ((4, 1, 0), "H", "d")
 #: Characters of a figure's title that stand in one line.
 TITLE_WIDTH = 52
 
@@ -37,13 +43,12 @@ def over_budgets(slug: str, title: str, metric: str, frame: pd.DataFrame, group:
     budgets = sorted({budget_of(group, s) or 0 for specs in owners.values() for s in specs})
     references = [spec for spec in whole(group) if spec in points]
     with drawing(slug):
-        fig = figure(5.0, 4.3)
+        fig = figure(*SIZE_IN)
         axes = fig.subplots()
         for spec in references:
             axes.axhline(points[spec].value, **_rule(looks[spec]))
         for place, (name, specs) in enumerate(owners.items()):
-            shift = BESIDE ** (place - (len(owners) - 1) / 2)
-            x = [(budget_of(group, spec) or 0) * shift for spec in specs]
+            x = [(budget_of(group, spec) or 0) * _shift(place, len(owners)) for spec in specs]
             _line(axes, x, [points[spec] for spec in specs], looks[name])
         token_axis(axes, [float(budget) for budget in budgets], "budget, tokens")
         _scores(axes, entry)
@@ -61,11 +66,12 @@ def over_bytes(
     """The same over live cache bytes of one request (`held`), budgets in bytes among them."""
     entry, looks, points = METRICS[metric], _looks(group), _points(frame)
     owners: dict[str, list[str]] = {}
+    names = policy_names(group)
     for spec in sorted(points.keys() & held.keys(), key=lambda spec: held[spec]):
-        owners.setdefault(policy(spec), []).append(spec)
+        owners.setdefault(names[spec], []).append(spec)
     owners = {name: owners[name] for name in looks if name in owners}
     with drawing(slug):
-        fig = figure(5.0, 4.3)
+        fig = figure(*SIZE_IN)
         axes = fig.subplots()
         for name, specs in owners.items():
             _line(axes, [held[spec] for spec in specs], [points[spec] for spec in specs], looks[name])
@@ -84,8 +90,23 @@ def over_bytes(
     return Chart(slug, title, svg, png, table_of(["architecture", "live cache", entry.label], rows))
 
 
+@once
 def _looks(group: Group) -> dict[str, Style]:
-    return styles(list(dict.fromkeys(map(policy, group.drawn))))
+    """Policy -> its style: filled, and a marker of its own for each variant of a family."""
+    names = policy_names(group)
+    looks = styles(list(dict.fromkeys(names[spec] for spec in group.drawn if spec in names)))
+    seen: Counter[str] = Counter()
+    for name, style in looks.items():
+        variant = seen[family(name)]
+        marker = VARIANT_MARKERS[(variant - 1) % len(VARIANT_MARKERS)] if variant else style.marker
+        looks[name] = replace(style, face=style.color, marker=marker)
+        seen[family(name)] += 1
+    return looks
+
+
+def _shift(place: int, count: int) -> float:
+    """By what the points of one of several policies stand beside their budget."""
+    return min(BESIDE, SPREAD ** (1 / count)) ** (place - (count - 1) / 2)
 
 
 def _points(frame: pd.DataFrame) -> dict[str, object]:
@@ -97,13 +118,16 @@ def _rule(style: Style) -> dict:
 
 
 def _line(axes: Axes, x: list[float], points: list, style: Style) -> None:
-    look = style.line() | {"linewidth": 1.3, "markersize": min(style.size, 6.5)}
-    axes.plot(x, [point.value for point in points], **look | {"marker": "none"})
-    for place, point in zip(x, points, strict=True):
-        if not math.isnan(point.low):
-            axes.plot([place] * 2, [point.low, point.high], color=style.color, linewidth=0.9, alpha=0.45)
-        mark = {key: value for key, value in look.items() if key not in ("linestyle", "linewidth")}
-        axes.plot(place, point.value, **mark | ({"markerfacecolor": PAPER} if point.idle else {}))
+    """A policy: its line, its whiskers in one path, its points, and its hollow ones."""
+    axes.plot(x, [p.value for p in points], color=style.color, linestyle=style.dash, linewidth=1.3)
+    told = [(place, p) for place, p in zip(x, points, strict=True) if not math.isnan(p.low)]
+    if told:
+        ends = [(place, y) for place, p in told for y in (p.low, p.high, math.nan)]
+        axes.plot(*zip(*ends, strict=True), color=style.color, linewidth=0.9, alpha=0.45)
+    look = style.points() | {"markersize": min(style.size, 6.5)}
+    for idle, face in ((False, style.face), (True, PAPER)):
+        if own := [(place, p.value) for place, p in zip(x, points, strict=True) if bool(p.idle) == idle]:
+            axes.plot(*zip(*own, strict=True), **look | {"markerfacecolor": face})
 
 
 def _scores(axes: Axes, entry: Metric) -> None:
@@ -125,13 +149,17 @@ def _table(
     references: list[str],
     entry: Metric,
 ) -> Table:
-    """Policies down, budgets across; whatever has no budget in a column of its own."""
+    """Policies down, budgets across; whatever has no budget, or one in bytes, in columns of their own."""
+    stated = [spec for spec in points if in_bytes(spec) is not None]
+    others = {"no budget": references, "budget in bytes": stated}
+    others = {column: specs for column, specs in others.items() if specs}
     rows = []
     for name, specs in owners.items():
         own = {budget_of(group, spec): _entry(points[spec], entry) for spec in specs}
-        rows.append([name, *(own.get(budget, Entry(NOTHING)) for budget in budgets), Entry(NOTHING)])
-    rows += [[spec, *[Entry(NOTHING)] * len(budgets), _entry(points[spec], entry)] for spec in references]
-    for spec in points:
-        if in_bytes(spec) is not None:
-            rows.append([spec, *[Entry(NOTHING)] * len(budgets), _entry(points[spec], entry)])
-    return table_of(["policy", *(f"{budget:,} tokens" for budget in budgets), "no budget in tokens"], rows)
+        fields = [own.get(budget, Entry(NOTHING)) for budget in budgets]
+        rows.append([name, *fields, *[Entry(NOTHING)] * len(others)])
+    for column, specs in others.items():
+        for spec in specs:
+            fields = [_entry(points[spec], entry) if other == column else Entry(NOTHING) for other in others]
+            rows.append([spec, *[Entry(NOTHING)] * len(budgets), *fields])
+    return table_of(["policy", *(f"{budget:,} tokens" for budget in budgets), *others], rows)

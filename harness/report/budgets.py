@@ -3,32 +3,87 @@
 A run is *crowded* where some policy has three budgets or more: then maps, forensics and the verdict show each
 policy at one budget, the nearest to 1/8 of the longest prompt (`near`), other budgets are folded tables
 (`slices`, `rest`), and every budget is a point of “Quality by budget”. Other runs are shown whole.
+
+What is found out about a group is kept with it (`once`), as its `ok` is: a page asks many times.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
+from functools import lru_cache, wraps
+from typing import TypeVar
 
-from .groups import NO_CONTEXT, Group
+from .groups import NO_CONTEXT, Group, family
 
 #: So many budgets of one policy are too many to stand side by side.
 CROWD = 3
 #: What a budget is compared with where one of many is shown: this part of the longest prompt.
 SHARE = 8
+#: Options whose numbers follow the budget, because they are counts of its slots or rounded shares of them:
+#: they tell two policies apart only where the budget does not.
+WITH_BUDGET = {"lococo": ("heavy", "local")}
+
+
+T = TypeVar("T")
+
+
+def once(find: Callable[[Group], T]) -> Callable[[Group], T]:
+    """Asked again about the same group, the same answer."""
+
+    @wraps(find)
+    def found(group: Group) -> T:
+        kept = vars(group)  # as functools.cached_property does: the dataclass is frozen, its dict is not
+        if (name := find.__qualname__) not in kept:
+            kept[name] = find(group)
+        return kept[name]
+
+    return found
+
+
+@lru_cache(maxsize=4096)
+def _stated(spec: str) -> tuple[tuple[str, str], ...]:
+    parts = [part for part in spec.partition(":")[2].split(",") if part]
+    return tuple((key.strip(), value.strip()) for key, _, value in (part.partition("=") for part in parts))
 
 
 def options_of(spec: str) -> dict[str, str]:
     """`"tova:budget=64,select=head"` -> `{"budget": "64", "select": "head"}`."""
-    parts = [part for part in spec.partition(":")[2].split(",") if part]
-    return {key.strip(): value.strip() for key, _, value in (part.partition("=") for part in parts)}
+    return dict(_stated(spec))
 
 
-def policy(spec: str) -> str:
-    """The spec without its budget: what is one line over budgets."""
-    own = [f"{key}={value}" for key, value in options_of(spec).items() if not key.startswith("budget")]
-    return spec.partition(":")[0] + (":" + ",".join(own) if own else "")
+def policy(spec: str, without: tuple[str, ...] = ()) -> str:
+    """The spec without its budget, and `without` some other options."""
+    own = [f"{k}={v}" for k, v in _stated(spec) if not k.startswith("budget") and k not in without]
+    return family(spec) + (":" + ",".join(own) if own else "")
+
+
+@once
+def policy_names(group: Group) -> dict[str, str]:
+    """Spec -> the line over budgets that it is a point of, the same on the whole page.
+
+    Options that follow the budget (`WITH_BUDGET`) are left out where every spec of the line states them and
+    each has a budget of its own; else they tell the specs apart, and stand in their names.
+    """
+    short = {spec: policy(spec, WITH_BUDGET.get(family(spec), ())) for spec in _planned(group)}
+    lines: dict[str, list[str]] = {}
+    for spec, name in short.items():
+        lines.setdefault(name, []).append(spec)
+    return {
+        spec: name if _is_one_line(specs) else policy(spec) for name, specs in lines.items() for spec in specs
+    }
+
+
+def _planned(group: Group) -> list[str]:
+    return list(dict.fromkeys([str(cell["architecture"]) for cell in group.run.cells] + group.architectures))
+
+
+def _is_one_line(specs: list[str]) -> bool:
+    budgets = [[pair for pair in _stated(spec) if pair[0].startswith("budget")] for spec in specs]
+    names = {frozenset(key for key, _ in _stated(spec) if not key.startswith("budget")) for spec in specs}
+    return len(names) == 1 and len({tuple(budget) for budget in budgets}) == len(specs)
 
 
 def in_bytes(spec: str) -> int | None:
@@ -44,12 +99,14 @@ def budget_of(group: Group, spec: str) -> int | None:
     return None if stated is None else int(stated)
 
 
+@once
 def policies(group: Group) -> dict[str, list[str]]:
     """Policy -> its specs with a budget in tokens, ascending."""
     found: dict[str, list[str]] = {}
+    names = policy_names(group)
     for spec in group.architectures:
         if budget_of(group, spec) is not None and in_bytes(spec) is None:
-            found.setdefault(policy(spec), []).append(spec)
+            found.setdefault(names[spec], []).append(spec)
     return {
         name: sorted(specs, key=lambda spec: budget_of(group, spec) or 0) for name, specs in found.items()
     }
@@ -64,6 +121,7 @@ def is_crowded(group: Group) -> bool:
     return any(len(specs) >= CROWD for specs in policies(group).values())
 
 
+@once
 def target(group: Group) -> float:
     """1/8 of the longest prompt that was asked about, else of the longest context of any kind."""
     asked = group.rows[group.rows["suite_name"].isin(["needle", "recall", "ruler"])]
@@ -71,19 +129,32 @@ def target(group: Group) -> float:
     return max(longest, 1.0) / SHARE if longest != NO_CONTEXT else math.nan
 
 
+@once
 def near(group: Group) -> Group:
-    """The group with one budget of each policy; the group itself where there is no crowd."""
+    """The group with one budget of each policy; the group itself where there is no crowd.
+
+    Of a family's policies only those at the budget that is nearest for the family: what stands side by side
+    keeps as much as it can, and a variant at another budget would win or lose by that budget alone.
+    """
     if not is_crowded(group):
         return group
-    wanted = target(group)
-
-    def far(spec: str) -> float:
-        return 0.0 if math.isnan(wanted) else abs(math.log((budget_of(group, spec) or 1) / wanted))
-
-    chosen = {min(specs, key=far) for specs in policies(group).values()} | {*whole(group)}
+    chosen = {*whole(group)}
+    families: dict[str, list[str]] = {}
+    for name, specs in policies(group).items():
+        families.setdefault(family(name), []).append(min(specs, key=lambda spec: _distance(group, spec)))
+    for specs in families.values():
+        least = min(_distance(group, spec) for spec in specs)
+        chosen |= {spec for spec in specs if math.isclose(_distance(group, spec), least, abs_tol=1e-9)}
     return only(group, [spec for spec in group.architectures if spec in chosen])
 
 
+def _distance(group: Group, spec: str) -> float:
+    """How far a budget is from what is wanted, as a logarithm; 0 where nobody knows what is wanted."""
+    wanted = target(group)
+    return 0.0 if math.isnan(wanted) else abs(math.log((budget_of(group, spec) or 1) / wanted))
+
+
+@once
 def rest(group: Group) -> Group | None:
     """Whatever `near` leaves out, with the architectures without a budget to compare it with."""
     shown = {*near(group).architectures} - {*whole(group)}
@@ -91,6 +162,7 @@ def rest(group: Group) -> Group | None:
     return None if len(others) == len(whole(group)) else only(group, others)
 
 
+@once
 def slices(group: Group) -> list[tuple[str, Group]]:
     """(what it is, group) for each budget that `near` does not show whole, ascending; those in bytes last."""
     shown, base = {*near(group).architectures}, whole(group)
@@ -121,5 +193,6 @@ def said(group: Group) -> str:
     usual = shown.most_common(1)[0][0]
     return (
         f"Each policy at one budget here, the nearest to 1/{SHARE} of the longest prompt ({usual:,} tokens "
-        "where it has that); other budgets are folded below, and every one is a point of “Quality by budget”."
+        "where it has that); other budgets, and variants whose nearest is farther than that of another of "
+        "their family, are folded below, and every one is a point of “Quality by budget”."
     )

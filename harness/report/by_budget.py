@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from .budget_lines import over_budgets, over_bytes
-from .budgets import budget_of, is_crowded, policies
+from .budgets import budget_of, is_crowded
 from .canvas import Chart
 from .groups import Group, context_name
 from .language import language, language_sources
@@ -20,7 +22,8 @@ LEAD = (
 )
 BYTES_LEAD = (
     "The same scores over what one request holds: to the left it holds less. A line joins the budgets of one "
-    "policy, those stated in bytes among them. At the largest length of each suite."
+    "policy, those stated in bytes among them; a hollow point is a budget that the policy never exhausted, "
+    "so that it shows the whole cache. At the largest length of each suite."
 )
 
 
@@ -35,7 +38,7 @@ def budget_section(group: Group, prefix: str, scores: list[Measure]) -> list[Sec
             slug, title = f"{prefix}-{number}-{place}", _title(group, measure, context, kind)
             if any(budget_of(group, spec) is not None for spec in frame["architecture"]):
                 found.charts.append(over_budgets(slug, title, measure.metric, frame, group))
-            notes += _missing(group, frame, title)
+            notes += _missing(group, frame["architecture"], title)
     found.notes = list(dict.fromkeys(notes + _not_finite(group))) + weights_told(group)
     return [found] if found.charts else []
 
@@ -43,6 +46,7 @@ def budget_section(group: Group, prefix: str, scores: list[Measure]) -> list[Sec
 def bytes_section(group: Group, prefix: str, scores: list[Measure]) -> Section:
     """Quality against cache bytes where policies have several budgets."""
     charts: list[Chart] = []
+    notes: list[str] = []
     for number, measure in enumerate(scores):
         held = bytes_per_request(group, measure.suite)
         context = max(context for context, _ in measure.places)
@@ -52,8 +56,9 @@ def bytes_section(group: Group, prefix: str, scores: list[Measure]) -> Section:
             slug, title = f"{prefix}-{number}-{place}", _title(group, measure, context, kind)
             if known:
                 charts.append(over_bytes(slug, title, measure.metric, frame, group, known))
+                notes += _missing(group, known, title)
     lead = BYTES_LEAD if charts else "No quality score with known cache bytes in this run."
-    return Section("Quality against cache bytes", lead, charts=charts, notes=weights_told(group))
+    return Section("Quality against cache bytes", lead, charts=charts, notes=notes + weights_told(group))
 
 
 def _title(group: Group, measure: Measure, context: float, kind: str) -> str:
@@ -61,11 +66,11 @@ def _title(group: Group, measure: Measure, context: float, kind: str) -> str:
     return ", ".join(filter(None, parts)).replace(", accuracy", "")
 
 
-def _missing(group: Group, frame, title: str) -> list[str]:
-    """Budgets without a point, said."""
-    there = set(frame["architecture"])
-    lacking = [s for specs in policies(group).values() for s in specs if s not in there]
-    return [f"No point in “{title}”: {', '.join(lacking)} (failed, not asked or not finite)."] * bool(lacking)
+def _missing(group: Group, there: Iterable[str], title: str) -> list[str]:
+    """Architectures and budgets without a point, said."""
+    lacking = [spec for spec in group.architectures if spec not in set(there)]
+    why = "failed, not asked, not finite, or scored on fewer cases than others"
+    return [f"No point in “{title}”: {', '.join(lacking)} ({why})."] * bool(lacking)
 
 
 def _not_finite(group: Group) -> list[str]:

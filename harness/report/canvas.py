@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
@@ -52,6 +53,10 @@ RAMP = tuple(
     for step in range(11)
 )
 ON_LIGHT, ON_DARK = "#1b1f24", "#fefefe"
+#: Names longer than this are broken at their commas in a legend: two columns fit into a narrow figure.
+LABEL_WIDTH = 25
+#: So many lines of a legend fit into a figure's stated height; it grows by `LINE_IN` for each further one.
+LEGEND_LINES, LINE_IN = 5, 0.19
 
 VARIABLES = {
     INK: "currentColor",
@@ -99,7 +104,7 @@ class Style:
     """How one architecture is drawn, everywhere."""
 
     color: str
-    marker: str
+    marker: Any
     dash: Any
     face: str
     size: float
@@ -163,13 +168,30 @@ def figure(width_in: float, height_in: float) -> Figure:
     return Figure(figsize=(width_in, height_in), layout="constrained")
 
 
+def wrapped(name: str, width: int = LABEL_WIDTH) -> str:
+    """A spec in lines of at most `width` characters, broken behind colons and commas (else anywhere)."""
+    if len(name) <= width:
+        return name
+    lines = [""]
+    for part in re.findall(rf"[^:,]{{0,{width - 1}}}[:,]|[^:,]{{1,{width}}}", name):
+        if len(lines[-1]) + len(part) > width:
+            lines.append("")
+        lines[-1] += part
+    return "\n".join(filter(None, lines))
+
+
 def legend(fig: Figure, used: dict[str, Style], lines: bool = True, remark: str = "") -> None:
     """The architectures in use, below the axes, in as many columns as their names leave room for.
 
-    `remark` is a line of small print above them.
+    A long legend makes the figure higher, so that the axes keep their height. `remark` is a line of small
+    print above them.
     """
-    handles = [Line2D([], [], label=spec, **(s.line() if lines else s.points())) for spec, s in used.items()]
-    longest = max(map(len, used), default=1)
+    names = [wrapped(spec) for spec in used]
+    handles = [
+        Line2D([], [], label=name, **(style.line() if lines else style.points()))
+        for name, style in zip(names, used.values(), strict=True)
+    ]
+    longest = max((len(line) for name in names for line in name.split("\n")), default=1)
     columns = max(1, min(3, int(fig.get_figwidth() * 13 / (longest + 7))))
     box = fig.legend(
         handles=handles, loc="outside lower left", ncols=columns, columnspacing=1.2, handlelength=2.4
@@ -178,6 +200,9 @@ def legend(fig: Figure, used: dict[str, Style], lines: bool = True, remark: str 
         box.set_title(remark, prop={"size": 6.5})
         box.get_title().set_color(MUTED)
         box.set_alignment("left")
+    heights = np.array_split([1 + name.count("\n") for name in names], columns)  # as the legend deals them
+    most = max(sum(column) for column in heights)
+    fig.set_figheight(fig.get_figheight() + LINE_IN * max(0, most - LEGEND_LINES))
 
 
 def footnote(fig: Figure, text: str) -> None:

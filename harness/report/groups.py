@@ -1,4 +1,4 @@
-"""Which rows may stand beside which: a `Group` is one run and one axis, and nothing is drawn across.
+"""Which rows may stand beside which: a `Group` is one run and one axis; nothing but `seeds.py` draws across.
 
     systems    random weights: what a shape costs; its answers mean nothing
     quality    trained weights: cost and answers of the same execution

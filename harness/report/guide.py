@@ -97,9 +97,10 @@ DEFINITIONS: tuple[tuple[str, str], ...] = (
         "intervals over texts or examples",
         (
             "Percentile bootstrap: whole books or examples are drawn with replacement, 2,000 times, always "
-            "with the same seed. A book read in pieces is drawn as a whole. A difference to the transformer "
-            "is taken over the cases that both scored, and drawn in pairs. Fewer than five cases make no "
-            "interval worth much. Shares of right answers have Wilson's interval instead."
+            "with the same seed. A book read in pieces is drawn as a whole. A difference is "
+            "taken over the cases that both scored, in pairs: of bits per byte with Student's interval (the "
+            "jackknife's error, none below three texts), of SCROLLS's examples drawn again. Fewer than five "
+            "cases make no interval worth much. Shares of right answers have Wilson's interval instead."
         ),
     ),
     (

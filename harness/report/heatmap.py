@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
 from ..metrics import NOTHING
-from .canvas import GRID, MUTED, ON_DARK, ON_LIGHT, RAMP, Chart, drawing, figure, footnote, render
+from .canvas import GRID, MUTED, ON_DARK, ON_LIGHT, RAMP, Chart, drawing, figure, footnote, render, wrapped
 from .groups import Group, needle, needle_judge, not_exercised
 from .html import Entry, table_of
 from .remarks import hand_set, trained_length
@@ -21,6 +21,8 @@ from .statistics import wilson
 
 #: Beyond this many columns a map is drawn narrower, and over the page's whole width.
 FEW_COLUMNS = 10
+#: What a line of a title takes, what one of its characters does, and what stands to the left of it.
+TITLE_LINE_IN, CHARACTER_IN, BESIDE_TITLE_IN = 0.16, 0.088, 0.5
 
 
 def heatmap(
@@ -106,9 +108,11 @@ def share_map(
     remark: str = "",
 ) -> tuple[str, bytes]:
     """(SVG, PNG) of shares by (column, row): a word in their place is no share but what became of it."""
-    width = 0.62 if len(columns) <= FEW_COLUMNS else 0.42
+    width_in = max(2.3, 1.0 + (0.62 if len(columns) <= FEW_COLUMNS else 0.42) * len(columns))
+    title = wrapped(title, int((width_in - BESIDE_TITLE_IN) / CHARACTER_IN))
+    height_in = 0.95 + 0.3 * len(rows) + 0.15 * bool(remark) + TITLE_LINE_IN * title.count("\n")
     with drawing(slug):
-        fig = figure(max(2.3, 1.0 + width * len(columns)), 0.95 + 0.3 * len(rows) + 0.15 * bool(remark))
+        fig = figure(width_in, height_in)
         axes = fig.subplots()
         for (column, row), share in shares.items():
             _cell(axes, column, row, share)

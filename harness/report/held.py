@@ -10,6 +10,7 @@ from .forensics import SHARED, Finding, findings, state_order, watched_suites
 from .groups import NEVER_EVICT, Group, context_name, family
 from .heatmap import FEW_COLUMNS, depth_name, share_map
 from .html import Entry, Table, table_of
+from .remarks import weights_told
 from .section import Section
 
 #: More different counts than this are not listed layer by layer.
@@ -27,7 +28,7 @@ LEAD = (
 )
 MAPS = (
     " The maps show the mean share of the asked values' tokens that a layer held, over its heads and the "
-    "trials, at the largest length (shorter ones folded); “shared” is a cache that belongs to no layer."
+    "trials, at the largest length{}; “shared” is a cache that belongs to no layer."
 )
 
 
@@ -44,8 +45,7 @@ def held_sections(group: Group, prefix: str, few: bool = False) -> list[Section]
             continue
         part = Section(_title(suite, suites))
         part.lead = "" if sections else LEAD
-        longest = max(finding.context for finding in found)
-        last = [finding for finding in found if finding.context == longest]
+        longest, last = _last(found)
         if any(finding.kind for finding in found):
             part.folded = [(f"At {context_name(longest)}", held_table(last))]
         else:
@@ -59,7 +59,9 @@ def held_sections(group: Group, prefix: str, few: bool = False) -> list[Section]
         if len({(finding.context, depth) for finding in found for depth in finding.depths}) > 1:
             part.folded.append(("Misses by length and depth", misses_table(found)))
         if part.all_charts:
-            part.lead, part.maps = (part.lead + MAPS).strip(), True
+            told = MAPS.format(" (shorter ones folded)" * bool(part.folded_charts))
+            part.lead, part.maps = (part.lead + told).strip(), True
+        part.notes += weights_told(group)
         sections.append(part)
     return sections
 
@@ -69,11 +71,16 @@ def held_folded(group: Group) -> dict[str, list[tuple[str, Table]]]:
     suites, tables = watched_suites(group), {}
     for suite in suites:
         if found := findings(group, suite):
-            longest = max(finding.context for finding in found)
-            last = [finding for finding in found if finding.context == longest]
+            longest, last = _last(found)
             name = f"at {context_name(longest)} (shorter ones: in the run's rows)"
             tables[_title(suite, suites)] = [(name, held_table(last))]
     return tables
+
+
+def _last(found: list[Finding]) -> tuple[float, list[Finding]]:
+    """The largest length, and what was found there."""
+    longest = max(finding.context for finding in found)
+    return longest, [finding for finding in found if finding.context == longest]
 
 
 def _title(suite: str, suites: list[str]) -> str:

@@ -1,8 +1,9 @@
 """“Which tokens to keep”: policies at 1/4 and 1/8 of the context, in pairs against the window, and in words.
 
-TOVA's protocol: pieces of a book, each from an empty cache. Perplexities are Σ/Σ over all books; intervals
-resample whole books, differences in pairs. Beside it stands what the paper published (`PAPER`), which nobody
-measured here.
+TOVA's protocol: pieces of a book, each from an empty cache. Perplexities are Σ/Σ over all books; their
+intervals resample whole books, and what the words say rests on Student's interval of differences in pairs
+(`statistics.student`). Whoever never had to evict, or lacks a book, has no place in the order. Beside it
+stands what the paper published (`PAPER`), which nobody measured here.
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ import pandas as pd
 from ..metrics import METRICS, NOTHING
 from .books import interval_text, signed
 from .budgets import budget_of, in_bytes, policies, whole
-from .groups import Group, not_exercised
+from .groups import Group, context_name, not_exercised
 from .html import Entry, Table, table_of
 from .language import NOT_FINITE, Source, bits_difference, bits_interval, language_cases, language_sources
-from .remarks import weights_told
+from .remarks import beyond_name, weights_told
 from .section import Section
-from .statistics import bootstrap, language_totals
+from .statistics import FEW_PAIRS, bootstrap, excludes_zero, language_totals, perplexity
 
 PROTOCOL, PARTS, RIVAL = "tova", (4, 8), "window"
 #: TOVA, arXiv 2401.06104, Table 3: PG-19 perplexity of Llama-2-7B by tokens kept of 4,096.
@@ -40,9 +41,12 @@ PAPER_CAPTION = (
 )
 LEAD = (
     "Perplexity per token and bits per byte of books read in pieces, each from an empty cache, where a "
-    "policy keeps 1/4 and 1/8 of their tokens. Small print: 95 % intervals, resampled over whole books; the "
-    "difference to the window is taken over the same books, in pairs. Compare with the paper by order and "
-    "not by value: network, text and what a token is are others there (7B parameters, whole books, tokens of "
+    "policy keeps 1/4 and 1/8 of their tokens (LoCoCo's budget is its memory: the block that it has not "
+    "compressed yet comes on top). Small print: 95 % intervals; those of perplexity and bits per byte are "
+    "resampled over whole books (bootstrap), those of differences are Student's, over the same books, in "
+    "pairs, and they alone decide what is called better, worse or apart from its neighbour. Each comparison "
+    "stands for itself: nothing is corrected for their number. Compare with the paper by order and not by "
+    "value: network, text and what a token is are others there (7B parameters, whole books, tokens of "
     "several letters; here small networks, the text named below and bytes)."
 )
 
@@ -55,12 +59,12 @@ def kept_section(group: Group) -> list[Section]:
         if source.protocol != PROTOCOL or cases.empty:
             continue
         context = cases["context"].max()
-        cases = cases[cases["context"] == context]
+        cases, idle = cases[cases["context"] == context], _idle(group, source, context)
         for part in PARTS:
             own = _at(group, context / part)
             if len(own) > 1 and RIVAL in own:
-                found.tables.append(_table(group, source, cases, own, context, part))
-                found.notes.append(_ordering(cases, own, context, part))
+                found.tables.append(_table(group, source, cases, own, idle, context, part))
+                found.notes.append(_ordering(cases, own, idle, context, part))
     if not found.tables:
         return []
     rows = [[name, *(f"{value:,.2f}" if value < 100 else f"{value:,.0f}" for value in values)]
@@ -76,31 +80,39 @@ def _at(group: Group, budget: float) -> dict[str, str]:
     return {n: s for n, specs in policies(group).items() for s in specs if budget_of(group, s) == budget}
 
 
+def _idle(group: Group, source: Source, context: float) -> set[str]:
+    """Who never had to evict there: its numbers are the whole cache's."""
+    unused = not_exercised(group.ok[group.ok["suite"] == source.suite])
+    return {spec for spec, other in unused if other == context}
+
+
 def _table(
-    group: Group, source: Source, cases: pd.DataFrame, own: dict[str, str], context: float, part: int
+    group: Group,
+    source: Source,
+    cases: pd.DataFrame,
+    own: dict[str, str],
+    idle: set[str],
+    context: float,
+    part: int,
 ) -> Table:
-    idle = not_exercised(group.ok[group.ok["suite"] == source.suite])
     rows, window, ppl = [], _of(cases, own[RIVAL]), METRICS["token_ppl"].format
     for spec in [*whole(group), *own.values()]:
         mine = _of(cases, spec)
         if mine.empty:
             rows.append([Entry(spec), Entry(NOT_FINITE, failed=True), *[Entry(NOTHING)] * 4])
             continue
-        totals, marks = language_totals(mine), ["not exercised"] * ((spec, context) in idle)
-        row = [
-            spec,
-            Entry(ppl(totals["token_ppl"]), interval_text(_perplexity(mine), ppl)),
-        ]
-        bits = " · ".join([interval_text(bits_interval(mine)), *marks])
+        totals, marks = language_totals(mine), ["not exercised"] * (spec in idle)
+        row = [spec, Entry(ppl(totals["token_ppl"]), interval_text(_perplexity(mine), ppl))]
+        bits = " · ".join(filter(None, [interval_text(bits_interval(mine)), *marks]))
         row.append(Entry(METRICS["bits_per_byte"].format(totals["bits_per_byte"]), bits))
         if spec == own[RIVAL]:
             rows.append([*row, NOTHING, NOTHING, f"{len(mine)}"])
             continue
-        value, ends, books = bits_difference(mine, window)
-        rows.append([*row, Entry(signed(value), interval_text(ends, signed)), told(ends), f"{books}"])
+        rows.append([*row, *_pair(mine, window, spec in idle, own[RIVAL] in idle, RIVAL)])
     columns = ["architecture", "token perplexity", "bits/byte", f"bits/byte minus\n{own[RIVAL]}", "in words"]
     caption = (
-        f"{context / part:,.0f} of {context:,.0f} tokens kept (1/{part}), {source.suite} on {source.text}."
+        f"{context / part:,.0f} of {context_name(context)}{beyond_name(group, context)} kept (1/{part}), "
+        f"{source.suite} on {source.text}."
     )
     return table_of([*columns, "books"], rows, caption)
 
@@ -111,39 +123,64 @@ def _of(cases: pd.DataFrame, spec: str) -> pd.DataFrame:
 
 def _perplexity(cases: pd.DataFrame) -> tuple[float, float]:
     low, high = bootstrap(cases[["nll_nats", "num_tokens"]].to_numpy(float), lambda s: s[0] / s[1])
-    return _exp(low), _exp(high)
+    return perplexity(low), perplexity(high)
 
 
-def _exp(nats: float) -> float:
-    return math.exp(nats) if nats < 700 or math.isnan(nats) else math.inf
+def _pair(
+    mine: pd.DataFrame, theirs: pd.DataFrame, idle: bool, rival_idle: bool, rival: str
+) -> list[str | Entry]:
+    """The difference with its interval, the same in words, and over how many books."""
+    value, ends, books = bits_difference(mine, theirs)
+    if math.isnan(value):
+        return [NOTHING, NOTHING, f"{len(mine)}"]
+    words = "not exercised" if idle else f"{rival} not exercised" if rival_idle else told(ends, rival)
+    shared = f"{books}" + f" of {len(mine)}" * (books < len(mine))
+    return [Entry(signed(value), interval_text(ends, signed)), words, shared]
 
 
 def told(ends: tuple[float, float], rival: str = RIVAL) -> str:
     """A paired interval of bits per byte in words."""
     if math.isnan(ends[0]):
         return "no interval"
-    if ends[0] <= 0 <= ends[1]:
+    if not excludes_zero(ends):
         return f"cannot be told from {rival}"
     return f"better than {rival}" if ends[1] < 0 else f"worse than {rival}"
 
 
-def _ordering(cases: pd.DataFrame, own: dict[str, str], context: float, part: int) -> str:
-    """From best to worst; neighbours whose paired interval holds 0 are not told apart."""
-    scored = {name: _of(cases, spec) for name, spec in own.items() if len(_of(cases, spec))}
-    order = sorted(scored, key=lambda name: language_totals(scored[name])["bits_per_byte"])
+def _ordering(cases: pd.DataFrame, own: dict[str, str], idle: set[str], context: float, part: int) -> str:
+    """From best to worst; neighbours whose paired interval holds 0 are not told apart.
+
+    Ordered are those that had to evict and scored every book that anybody scored: sums of other books are
+    other numbers.
+    """
+    books, ordered, left = cases["case"].nunique(), {}, {}
+    for name, spec in own.items():
+        mine = _of(cases, spec)
+        if spec in idle:
+            left.setdefault("never exercised", []).append(name)
+        elif len(mine) < books:
+            left.setdefault(f"without a score of each of the {books} books", []).append(name)
+        else:
+            ordered[name] = mine
+    rest = "".join(f" Not ordered, {why}: {', '.join(names)}." for why, names in left.items())
+    where = f"at {context / part:,.0f} tokens (1/{part})"
+    if len(ordered) < 2:
+        return f"No order {where}: fewer than two policies can be compared.{rest}"
+    order = sorted(ordered, key=lambda name: language_totals(ordered[name])["bits_per_byte"])
+    found = f"As found {where}, bits per byte from best to worst: "
+    if books < FEW_PAIRS:
+        return f"{found}{', '.join(order)}. No intervals over fewer than {FEW_PAIRS} books.{rest}"
     chain, alike = order[0], []
     for first, second in zip(order, order[1:], strict=False):
-        _, (low, high), _ = bits_difference(scored[first], scored[second])
-        apart = high < 0
+        apart = excludes_zero(bits_difference(ordered[first], ordered[second])[1])
         chain += f" {'<' if apart else '≈'} {second}"
         alike += [] if apart else [f"{first} and {second}"]
-    text = f"As found at {context / part:,.0f} tokens (1/{part}), bits per byte from best to worst: {chain}."
-    if not alike:
-        return text + " Every neighbour differs: its paired 95 % interval excludes 0."
-    return (
-        text
-        + f" Neighbours that cannot be told apart (their paired 95 % interval holds 0): {'; '.join(alike)}."
-    )
+    said = "Every neighbour differs: its paired 95 % interval excludes 0"
+    if alike:
+        said = (
+            f"Neighbours that cannot be told apart (their paired 95 % interval holds 0): {'; '.join(alike)}"
+        )
+    return f"{found}{chain}. {said}.{rest}"
 
 
 def equal_bytes_section(group: Group) -> list[Section]:
@@ -151,46 +188,53 @@ def equal_bytes_section(group: Group) -> list[Section]:
     found = Section(
         "LoCoCo at equal cache bytes",
         "Each line compares one LoCoCo with a policy whose budget in bytes is what that LoCoCo holds, its "
-        "memory and the block that it has not compressed yet. The difference is taken over the same books, "
-        "in pairs; below 0 LoCoCo is the better one.",
+        "memory and the block that it has not compressed yet; both hold the same within 1 %, as counted in "
+        "this run. The difference in bits per byte is taken over the same books, in pairs, with Student's "
+        "95 % interval; below 0 LoCoCo is the better one. Nothing is corrected for the number of lines.",
     )
     for source in language_sources(group):
-        if rows := _rivals(group, source):
-            columns = ["LoCoCo", "bytes", "bits/byte", "against", "keeps", "its bytes", "its bits/byte"]
-            columns += ["difference", "in words", "books"]
-            found.tables.append(table_of(columns, rows, f"{source.suite} on {source.text}."))
+        cases = language_cases(group, source)
+        if len(cases) and (rows := _rivals(group, source, cases)):
+            context = cases["context"].max()
+            columns = ["LoCoCo", "against", "difference", "in words", "books", "bytes", "its bytes"]
+            columns += ["bits/byte", "its bits/byte", "it keeps"]
+            where = f"{context_name(context)}{beyond_name(group, context)}"
+            found.tables.append(table_of(columns, rows, f"{source.suite} on {source.text}, {where}."))
     found.notes = weights_told(group)
     return [found] if found.tables else []
 
 
-def _rivals(group: Group, source: Source) -> list[list[str | Entry]]:
+def _rivals(group: Group, source: Source, cases: pd.DataFrame) -> list[list[str | Entry]]:
+    """Of each LoCoCo: who holds its bytes, and who was given them and holds others."""
     from .quality import bytes_per_request
 
-    cases, held, rows = language_cases(group, source), bytes_per_request(group, source.suite), []
-    if cases.empty:
-        return []
+    held, rows = bytes_per_request(group, source.suite), []
     context = cases["context"].max()
-    cases, size = cases[cases["context"] == context], METRICS["cache_bytes_live"].format
-    bits = METRICS["bits_per_byte"].format
+    cases, idle = cases[cases["context"] == context], _idle(group, source, context)
+    size, bits = METRICS["cache_bytes_live"].format, METRICS["bits_per_byte"].format
+    given = [spec for spec in group.architectures if in_bytes(spec) is not None]
     for spec in [spec for spec in group.architectures if spec.partition(":")[0] == "lococo"]:
         mine, bytes_ = _of(cases, spec), held.get((spec, context))
-        for other in group.architectures if bytes_ else []:
-            given, theirs = in_bytes(other), _of(cases, other)
-            if given is None or abs(given / bytes_ - 1) > 0.01:
+        for other in given if bytes_ else []:
+            theirs, its_bytes = _of(cases, other), held.get((other, context))
+            equal = _equal(its_bytes, bytes_)
+            if not (equal or _equal(in_bytes(other), bytes_)):
                 continue
-            if mine.empty or theirs.empty:
-                rows.append([spec, size(bytes_), Entry(NOT_FINITE, failed=True), other, *[NOTHING] * 6])
-                continue
-            value, ends, books = bits_difference(mine, theirs)
-            numbers = [language_totals(part)["bits_per_byte"] for part in (mine, theirs)]
-            rows.append(
-                [
-                    *(spec, size(bytes_), bits(numbers[0]), other, _tokens(group, other)),
-                    *(size(held.get((other, context))), bits(numbers[1])),
-                    *(Entry(signed(value), interval_text(ends, signed)), told(ends, "it"), f"{books}"),
-                ]
-            )
+            numbers = [
+                Entry(bits(language_totals(part)["bits_per_byte"]))
+                if len(part)
+                else Entry(NOT_FINITE, failed=True)
+                for part in (mine, theirs)
+            ]
+            pair = _pair(mine, theirs, spec in idle, other in idle, "it")
+            if its_bytes is not None and not equal:
+                pair = [NOTHING, "it holds other bytes", NOTHING]
+            rows.append([spec, other, *pair, size(bytes_), size(its_bytes), *numbers, _tokens(group, other)])
     return rows
+
+
+def _equal(bytes_: float | None, wanted: float) -> bool:
+    return bytes_ is not None and abs(bytes_ / wanted - 1) <= 0.01
 
 
 def _tokens(group: Group, spec: str) -> str:

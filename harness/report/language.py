@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from .groups import UNKNOWN_TEXT, Group, axis_text, family
-from .statistics import LANGUAGE_COUNTS, bootstrap, language_totals
+from .statistics import LANGUAGE_COUNTS, NO_INTERVAL, bootstrap, language_totals, student
 
 #: Further sums that a protocol may bring along: the official word count; tokens that its block rule counts.
 MORE_COUNTS = ("num_words_official", "block_nll_nats", "block_tokens")
@@ -128,7 +128,7 @@ def bits_interval(cases: pd.DataFrame) -> tuple[float, float]:
 
 
 def bits_difference(cases: pd.DataFrame, base: pd.DataFrame) -> tuple[float, tuple[float, float], int]:
-    """(bits per byte minus those of `base`, 95 % interval, texts) over the texts that both scored."""
+    """(bits per byte minus those of `base`, 95 % t-interval, texts) over the texts that both scored."""
     both = cases.merge(base, on="case", suffixes=("", "_base"))
     columns = both[["nll_nats", "num_bytes", "nll_nats_base", "num_bytes_base"]].to_numpy(float)
 
@@ -137,8 +137,8 @@ def bits_difference(cases: pd.DataFrame, base: pd.DataFrame) -> tuple[float, tup
         return (nll / num_bytes - base_nll / base_bytes) / math.log(2)
 
     if not (both["num_bytes"].sum() and both["num_bytes_base"].sum()):
-        return math.nan, (math.nan, math.nan), 0
-    return float(difference(columns.sum(0))), bootstrap(columns, difference), len(both)
+        return math.nan, NO_INTERVAL, 0
+    return float(difference(columns.sum(0))), student(columns, difference), len(both)
 
 
 def by_position(group: Group, source: Source) -> tuple[pd.DataFrame, float]:

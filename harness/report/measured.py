@@ -15,7 +15,7 @@ from .forensics import kinds
 from .groups import Group, needle, needle_judge, needle_suites, not_exercised, told_apart
 from .language import bits_interval, language, language_cases, language_sources
 from .scored import suites_with
-from .statistics import wilson
+from .statistics import complete, wilson
 from .tasks import by_trial, ends
 
 #: Scores of cases, and what to call them.
@@ -24,14 +24,17 @@ SHARES = {
     "recall_accuracy": "Recall, share of queries answered",
     "ruler_part": "RULER, share of the answers",
 }
-COLUMNS = ["architecture", "context", "kind", "value", "low", "high"]
+#: `n`: trials, cases or texts.
+COLUMNS = ["architecture", "context", "kind", "value", "low", "high", "n"]
 
 
 @dataclass(frozen=True)
 class Measure:
     """A score of a suite; `frame` has COLUMNS and `idle` (the policy had nothing to do), depths pooled.
 
-    `kind` tells cells apart that differ in more than length and depth ("" where none do).
+    `kind` tells cells apart that differ in more than length and depth ("" where none do). Whoever was scored
+    on fewer cases than another at the same place has no line: without its worst depth a pooled score is
+    another number.
     """
 
     suite: str
@@ -60,7 +63,8 @@ def _needles(group: Group) -> Iterator[Measure]:
         sums = needle(group, suite).groupby(["architecture", "context"])[["hits", "trials"]].sum()
         sums = sums[sums["trials"] > 0].reset_index()
         lines = [
-            (row.architecture, row.context, "", row.hits / row.trials, *wilson(row.hits, row.trials))
+            (row.architecture, row.context, "", row.hits / row.trials)
+            + (*wilson(row.hits, row.trials), row.trials)
             for row in sums.itertuples()
         ]
         title = f"Needle, {name}{_told(own)}"
@@ -75,7 +79,7 @@ def _shares(group: Group) -> Iterator[Measure]:
             rows = rows.assign(kind=rows["cell"].map(kinds(group, suite)).fillna(""))
             keys = ["architecture", "context", "kind"]
             lines = [
-                (*place, part["value"].mean(), *ends(part["value"], part["trial"]))
+                (*place, part["value"].mean(), *ends(part["value"], part["trial"]), len(part))
                 for place, part in by_trial(rows, keys).groupby(keys)
             ]
             name = f"{title}{_told(own)}"
@@ -89,7 +93,7 @@ def _language(group: Group) -> Iterator[Measure]:
         cases = language_cases(group, source).groupby(["architecture", "context"])
         lines = [
             (row.architecture, row.context, "", row.bits_per_byte)
-            + bits_interval(cases.get_group((row.architecture, row.context)))
+            + (*bits_interval(cases.get_group((row.architecture, row.context))), row.texts)
             for row in totals.itertuples()
         ]
         title = f"Bits/byte on {source.name}"
@@ -104,6 +108,6 @@ def _told(own: str) -> str:
 
 def _marked(group: Group, measure: Measure) -> Measure:
     unused = not_exercised(group.ok[group.ok["suite"] == measure.suite])
-    frame = measure.frame
+    frame = measure.frame[complete(measure.frame, ["context", "kind"])]
     idle = [place in unused for place in zip(frame["architecture"], frame["context"], strict=True)]
     return Measure(measure.suite, measure.title, measure.metric, frame.assign(idle=idle))

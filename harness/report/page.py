@@ -1,7 +1,8 @@
 """The file: head, one part per run and axis, machine cards, failed cells, guide; figures beside it.
 
 Nothing is loaded from anywhere: CSS and SVG stand in the page, the icon is a data URI so that no
-browser asks for /favicon.ico. Two runs are two parts; they share the guide and nothing else.
+browser asks for /favicon.ico. Two runs are two parts; they share the guide and nothing else, but where they
+differ by the seed of their weights: the spread over seeds stands before them.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from .language import is_pg19
 from .load import Run, load_run
 from .section import Section
 from .sections import sections
+from .seeds import seed_section
 from .style import css
 from .timeline import timelines
 from .training import folder_curves, run_curves, training_section
@@ -36,7 +38,7 @@ def write(paths: list[Path], out: Path) -> Path:
     """Read the runs, draw them, write `out/index.html` and `out/figures/*.png`; returns the page."""
     runs = [load_run(path) for path in paths]
     (out / "figures").mkdir(parents=True, exist_ok=True)  # refused here rather than after all the drawing
-    parts, charts = [], []
+    parts, charts = [_section_html(section, "") for section in seed_section(runs)], []
     for number, run in enumerate(runs):
         prefix = f"run{number + 1}-" if len(runs) > 1 else ""
         html, drawn = _run_part(run, prefix, titled=len(runs) > 1)

@@ -21,7 +21,7 @@ from .language import language, language_sources
 from .lines import against_bytes
 from .remarks import weights_told
 from .section import Section
-from .statistics import wilson
+from .statistics import complete, wilson
 
 
 def quality_section(group: Group, prefix: str) -> Section:
@@ -29,20 +29,24 @@ def quality_section(group: Group, prefix: str) -> Section:
     charts, missing = [], []
     for number, (suite, own) in enumerate(told_apart(needle_suites(group)).items()):
         frame = needle(group, suite).groupby(["architecture", "context"])[["hits", "trials"]].sum()
-        frame = frame[frame["trials"] > 0].reset_index()
-        frame["value"] = frame["hits"] / frame["trials"]
-        ends = [wilson(h, n) for h, n in zip(frame["hits"], frame["trials"], strict=True)]
+        frame = frame[frame["trials"] > 0].reset_index().rename(columns={"trials": "n"})
+        frame["value"] = frame["hits"] / frame["n"]
+        ends = [wilson(h, n) for h, n in zip(frame["hits"], frame["n"], strict=True)]
         frame["low"], frame["high"] = [low for low, _ in ends], [high for _, high in ends]
         judge, name = needle_judge(suite)
         slug, title = f"{prefix}-needle-{number}", f"Needle, {name}{own and ', '}{own}"
+        missing += _fewer(frame, title, "trials")
+        frame = frame[complete(frame, ["context"])]
         charts += _against_bytes(slug, title, judge, frame, group, suite)
     for number, source in enumerate(language_sources(group)):
-        frame = language(group, source).rename(columns={"bits_per_byte": "value"})
+        frame = language(group, source).rename(columns={"bits_per_byte": "value", "texts": "n"})
         missing += [
             f"Not drawn on {source.name}: {line.architecture}, {line.spoilt}."
             for line in frame[frame["spoilt"] != ""].itertuples()
         ]
         frame = frame[frame["spoilt"] == ""]  # over other texts it is another number
+        missing += _fewer(frame, source.name, "texts")
+        frame = frame[complete(frame, ["context"])]
         frame = frame.assign(low=math.nan, high=math.nan).dropna(subset=["value"])
         slug, title = f"{prefix}-bits-{number}", f"Bits/byte on {source.name}"
         charts += _against_bytes(slug, title, "bits_per_byte", frame, group, source.suite)
@@ -51,6 +55,15 @@ def quality_section(group: Group, prefix: str) -> Section:
         lead = "No quality score with known cache bytes in this run."
     notes = list(dict.fromkeys(missing)) + (weights_told(group) if charts else [])
     return Section("Quality against cache bytes", lead, charts=charts, notes=notes)
+
+
+def _fewer(frame: pd.DataFrame, title: str, what: str) -> list[str]:
+    """Who has no point because a part of its cells failed."""
+    return [
+        f"Not drawn on {title}: {line.architecture}, with {line.n} {what} at {context_name(line.context)}, "
+        "fewer than others."
+        for line in frame[~complete(frame, ["context"])].itertuples()
+    ]
 
 
 def _against_bytes(

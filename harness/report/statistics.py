@@ -3,10 +3,11 @@
     latency     median, interquartile range; decode as the mean over the steps of each repeat, so that
                 a policy that works in bursts pays for its bursts
     needle      hits / trials with Wilson's 95 % interval (sane at 0 and 100 %, unlike ± 1.96 σ)
-    language    Σ nll / Σ count over the texts, never a mean of per-text values; two architectures
-                differ where the paired 95 % t-interval over the texts excludes 0
-    intervals   percentile bootstrap over books or examples, never over tokens or pieces of a book; a
-                difference is resampled over the cases that both have. Seeded: always the same
+    language    Σ nll / Σ count over the texts, never a mean of per-text values
+    intervals   of one number the percentile bootstrap over books or examples, never over tokens or pieces
+                of a book. Seeded: always the same
+    differences of bits per byte: Student's t over the books that both have, in pairs (`student`). Two
+                architectures differ where that interval excludes 0, everywhere on the page
 
 Repeats (one process) and replicates (processes) are not the same kind of sample: where there are
 several replicates, each is first reduced to its median.
@@ -21,9 +22,11 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-#: Student's t, two-sided 95 %, by degrees of freedom 1..10; above ten, ten's is used (wider, never narrower).
+#: Student's t, two-sided 95 %, by degrees of freedom 1..10.
 T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 Z95 = 1.959964
+#: Below so many pairs nothing is called a difference.
+FEW_PAIRS = 3
 #: Resamples of a bootstrap interval.
 RESAMPLES = 2000
 #: With fewer cases than this a bootstrap interval means little: it cannot leave what it has seen.
@@ -64,14 +67,46 @@ def wilson(hits: float, trials: int) -> tuple[float, float]:
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
-def paired_difference_is_real(first: dict[str, float], second: dict[str, float]) -> bool:
-    """Whether the mean difference over the cases both have excludes 0; False below three cases."""
-    differences = np.array([first[case] - second[case] for case in sorted(first.keys() & second.keys())])
-    n = len(differences)
-    if n < 3:
-        return False
-    half = T95[min(n - 1, len(T95)) - 1] * differences.std(ddof=1) / math.sqrt(n)
-    return bool(abs(differences.mean()) > half)
+def t95(freedom: int) -> float:
+    """Student's two-sided 95 % point; above ten degrees of freedom its expansion in 1/ν, exact to 0.0002."""
+    if freedom <= len(T95):
+        return T95[freedom - 1]
+    z, v = Z95, 4 * freedom
+    terms = (z, z**3 + z, (5 * z**5 + 16 * z**3 + 3 * z) / 6, (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 6)
+    return sum(term / v**power for power, term in enumerate(terms))
+
+
+def student(columns_NK: np.ndarray, number: Callable[[np.ndarray], np.ndarray]) -> tuple[float, float]:
+    """95 % t-interval, N - 1 degrees of freedom, of a number made from sums over N cases.
+
+    The standard error is the jackknife's: each case is left out once (Efron and Tibshirani, An Introduction
+    to the Bootstrap, 1993, chapter 11; about the whole number and not about the mean of the N). For a
+    difference of ratios with cases of one size this is the paired t-interval. (nan, nan) below three cases.
+
+    How often two policies that are equal would be called different (20,000 simulated runs of N books, normal
+    differences; ± 0.2 %), and how often by the percentile bootstrap (4,000 runs, at 68 books 1,000):
+
+        N books                         4       5       8      12      68
+        of one size                 4.9 %   5.0 %   4.8 %   5.0 %   4.9 %
+        sizes log-normal, σ = 0.5   5.8 %   6.3 %   6.4 %   5.7 %   5.2 %
+        sizes log-normal, σ = 1     8.1 %   8.7 %   8.5 %   8.0 %   6.0 %
+        bootstrap, of one size     19.1 %  16.3 %  11.4 %   8.7 %   4.8 %
+    """
+    n = len(columns_NK)
+    if n < FEW_PAIRS:
+        return NO_INTERVAL
+    total_K = columns_NK.sum(0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        whole, without_N = number(total_K), number((total_K - columns_NK).T)
+    if not (math.isfinite(whole) and np.isfinite(without_N).all()):  # nothing was left to divide by
+        return NO_INTERVAL
+    half = t95(n - 1) * math.sqrt((n - 1) / n * ((without_N - whole) ** 2).sum())
+    return float(whole - half), float(whole + half)
+
+
+def excludes_zero(ends: tuple[float, float]) -> bool:
+    """Whether an interval of a difference says that there is one; no interval says nothing."""
+    return ends[0] > 0 or ends[1] < 0
 
 
 def bootstrap(columns_NK: np.ndarray, number: Callable[[np.ndarray], np.ndarray]) -> tuple[float, float]:
@@ -93,14 +128,19 @@ def bootstrap(columns_NK: np.ndarray, number: Callable[[np.ndarray], np.ndarray]
     return float(low), float(high)
 
 
+def complete(frame: pd.DataFrame, place: list[str]) -> pd.Series:
+    """Which lines have as many cases (`n`) as any at that place; fewer are another mix of depths or books."""
+    return frame["n"] == frame.groupby(place)["n"].transform("max")
+
+
 def language_totals(cases: pd.DataFrame) -> dict[str, float]:
     """Bits per byte and perplexities from per-case sums (columns nll_nats, num_bytes, …): Σ / Σ."""
     totals = cases.reindex(columns=list(LANGUAGE_COUNTS)).sum(min_count=1)
     nll = totals["nll_nats"]
     return {
         "bits_per_byte": _per(nll / math.log(2), totals["num_bytes"]),
-        "token_ppl": _exp(_per(nll, totals["num_tokens"])),
-        "word_ppl": _exp(_per(nll, totals["num_words"])),
+        "token_ppl": perplexity(_per(nll, totals["num_tokens"])),
+        "word_ppl": perplexity(_per(nll, totals["num_words"])),
         **totals.to_dict(),
     }
 
@@ -110,6 +150,6 @@ def _per(total: float, count: float) -> float:
     return total / count if count else math.nan
 
 
-def _exp(nats: float) -> float:
-    """e**nats; infinite where a hopeless model leaves the range of floats."""
+def perplexity(nats: float) -> float:
+    """e**nats, of nats per token or word; infinite where a hopeless model leaves the range of floats."""
     return math.exp(nats) if nats < 700 or math.isnan(nats) else math.inf

@@ -103,7 +103,8 @@ th,td{padding:.44rem .6rem .44rem 0;text-align:left;vertical-align:top;border-bo
 th+th,td{padding-left:.6rem}
 th.num,td.num{text-align:right;white-space:nowrap}
 thead th{font-weight:600;vertical-align:bottom;border-bottom-color:var(--muted)}
-tbody th{font-weight:500;white-space:nowrap;position:sticky;left:0;background:var(--paper)}
+tbody th{font-weight:500;overflow-wrap:anywhere;min-width:9rem;max-width:17rem;position:sticky;left:0;
+  background:var(--paper)}
 tbody tr:hover{background:var(--soft)}
 td:not(.num){overflow-wrap:anywhere;min-width:7rem}
 td.long{min-width:14rem}

@@ -9,6 +9,7 @@ resampled, and where all are alike Wilson's interval counts trials.
 from __future__ import annotations
 
 import math
+import re
 
 import pandas as pd
 
@@ -119,9 +120,10 @@ def means(found: Grid, name: str) -> dict[Key, Entry]:
 
 
 def by_trial(rows: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
-    """One line per case with its `value` and the `trial` whose prompt it shares."""
+    """One line per case with its `value` and the `trial` whose prompt it shares: recall's ids end in the
+    number of the query (the needles' `query=all` stands before the trial, and is no such number)."""
     cases = rows.groupby([*keys, "case"], sort=False)["value"].mean().reset_index()
-    trial = {case: case.partition("/query=")[0] for case in cases["case"].unique()}
+    trial = {case: re.sub(r"/query=\d+$", "", case) for case in cases["case"].unique()}
     return cases.assign(trial=cases["case"].map(trial))
 
 

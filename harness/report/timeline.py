@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
+from matplotlib.patches import Patch, PathPatch
+from matplotlib.path import Path
 from matplotlib.ticker import FuncFormatter, MultipleLocator
 
 from ..metrics import format_bytes, format_number, format_seconds
@@ -38,6 +40,11 @@ PHASES = {
 }
 #: Spans shorter than this part of the chart are thinner than a line and left out of the strips.
 SHORTEST_SPAN = 1 / 1500
+#: Gaps between jobs as parts of the work: each of them, and all together.
+WIDEST_GAP, ALL_GAPS = 0.01, 0.1
+#: More stretches than this cannot be told apart across a chart: of each the lowest and the highest sample are
+#: drawn, where there are more samples than that.
+MOST_STRETCHES = 600
 
 
 def timelines(prefix: str, run: Run) -> list[Chart]:
@@ -57,9 +64,9 @@ def timelines(prefix: str, run: Run) -> list[Chart]:
         members.sort(
             key=lambda job: min((place.get(cell, len(place)) for cell in job["cell"].dropna()), default=0)
         )
-    order = list(dict.fromkeys([*suite_of.values(), "other jobs"]))
+    order, architectures = list(dict.fromkeys([*suite_of.values(), "other jobs"])), run.architectures
     return [
-        _chart(f"{prefix}-{number}", suite, jobs[suite], source, run.architectures)
+        _chart(f"{prefix}-{number}", suite, jobs[suite], source, architectures)
         for number, suite in enumerate(suite for suite in order if suite in jobs)
     ]
 
@@ -76,10 +83,12 @@ def _chart(
         fig = figure(9.6, 4.6 if powered else 3.4)
         ratios = [6, 2, 1.2] if powered else [6, 1.2]
         panels = fig.subplots(len(ratios), 1, sharex=True, height_ratios=ratios)
+        stretch = (samples["x"].max() - samples["x"].min()) / MOST_STRETCHES
+        stretch *= len(samples) > 2 * MOST_STRETCHES
         for _, job in samples.groupby("number"):
-            panels[0].plot(job["x"], job[column].astype(float), color=INK, linewidth=1.1)
+            panels[0].plot(*_thinned(job, column, stretch), color=INK, linewidth=1.1)
             if powered:
-                panels[1].plot(job["x"], job["power_w"].astype(float), color=INK, linewidth=1.0)
+                panels[1].plot(*_thinned(job, "power_w", stretch), color=INK, linewidth=1.0)
         panels[0].set_title(title)
         # Steps of a power of two, because that is how bytes are printed.
         highest = max(float(samples[column].max()), 1.0)
@@ -95,13 +104,30 @@ def _chart(
 
 
 def _end_to_end(jobs: list[pd.DataFrame]) -> pd.DataFrame:
-    """All jobs in one frame with `number` and `x`: seconds from the first job's start, gaps removed."""
+    """All jobs in one frame with `number` and `x`: seconds from the first job's start, gaps removed.
+
+    What stands between two jobs instead is narrow, so that the axis still tells seconds of work.
+    """
     parts, start = [], 0.0
-    gap = 0.01 * sum(job["t_s"].max() - job["t_s"].min() for job in jobs)
+    work_s = sum(job["t_s"].max() - job["t_s"].min() for job in jobs)
+    gap = work_s * min(WIDEST_GAP, ALL_GAPS / len(jobs))
     for number, job in enumerate(jobs):
         parts.append(job.assign(number=number, x=job["t_s"] - job["t_s"].min() + start))
         start = parts[-1]["x"].max() + gap
     return pd.concat(parts, ignore_index=True)
+
+
+def _thinned(job: pd.DataFrame, column: str, stretch: float) -> tuple[np.ndarray, np.ndarray]:
+    """x and values of a job; of more than two in a stretch the lowest and the highest stand for all."""
+    x, values = job["x"].to_numpy(), job[column].astype(float).to_numpy()
+    x, values = x[~np.isnan(values)], values[~np.isnan(values)]
+    if stretch > 0 and len(x):
+        part = (x // stretch).astype(int)
+        order, edges = np.lexsort((values, part)), np.flatnonzero(np.diff(part)) + 1
+        begins, ends = np.append(0, edges), np.append(edges, len(x)) - 1
+        kept = np.unique([0, len(x) - 1, *order[begins], *order[ends]])
+        x, values = x[kept], values[kept]
+    return x, values
 
 
 def _spans(frame: pd.DataFrame) -> pd.DataFrame:
@@ -126,7 +152,9 @@ def _strips(fig: Figure, axes: Axes, spans: pd.DataFrame, architectures: list[st
         for value, colour in colour_of.items():
             own = _merged(spans[spans[column] == value], shortest)
             if own and colour != "none":
-                axes.broken_barh(own, (y + 0.08, 0.84), facecolor=colour, linewidth=0)
+                bars = Path.make_compound_path(*(_bar(x, y, width) for x, width in own))
+                axes.add_patch(PathPatch(bars, facecolor=colour, linewidth=0))
+    axes.autoscale_view(scaley=False)
     axes.set_yticks([0.5, 1.5], ["phase", "architecture"])
     axes.set_ylim(0, 2)
     axes.grid(False)
@@ -139,6 +167,12 @@ def _strips(fig: Figure, axes: Axes, spans: pd.DataFrame, architectures: list[st
     first = {name: next(looks[a].color for a in architectures if family(a) == name) for name in families}
     handles += [Patch(color=colour, label=name) for name, colour in first.items()]
     fig.legend(handles=handles, loc="outside lower left", ncols=9, columnspacing=1.1, handlelength=1.0)
+
+
+def _bar(x: float, y: float, width: float) -> Path:
+    """One span of a strip. All of one colour are a single path: a chart has hundreds."""
+    low, high = y + 0.08, y + 0.92
+    return Path([(x, low), (x, high), (x + width, high), (x + width, low), (x, low)], closed=True)
 
 
 def _merged(spans: pd.DataFrame, shortest: float) -> list[tuple[float, float]]:
@@ -156,18 +190,22 @@ def _table(frame: pd.DataFrame, column: str, powered: bool) -> Table:
     """Peak and duration per architecture and phase."""
     spans = _spans(frame).dropna(subset=["phase"])
     samples = frame[(frame["kind"] == "sample") & frame[column].notna()]
+    x, numbers = samples["x"].to_numpy(), samples["number"].to_numpy()
+    values, watts = (samples[name].astype(float).to_numpy() for name in (column, "power_w"))
     rows = []
     for (architecture, phase), part in spans.fillna({"architecture": "–"}).groupby(
         ["architecture", "phase"], sort=False
     ):
-        inside = pd.concat(
-            [
-                samples[(samples["number"] == s.number) & samples["x"].between(s.x, s.until)]
-                for s in part.itertuples()
-            ]
-        )
+        inside = np.concatenate([_inside(x, numbers, span) for span in part.itertuples()])
         row = [architecture, phase, format_seconds(float((part["until"] - part["x"]).sum()))]
-        row += [format_bytes(inside[column].max()), f"{len(inside):,}"]
-        rows.append([*row, format_number(inside["power_w"].mean())] if powered else row)
+        row += [format_bytes(pd.Series(values[inside]).max()), f"{len(inside):,}"]
+        rows.append([*row, format_number(pd.Series(watts[inside]).mean())] if powered else row)
     columns = ["architecture", "phase", "time", "highest sample", "samples"]
     return table_of([*columns, "mean power, W"] if powered else columns, rows)
+
+
+def _inside(x: np.ndarray, numbers: np.ndarray, span: object) -> np.ndarray:
+    """Places of the samples within a span, its ends among them; samples stand job by job, by time."""
+    first, last = np.searchsorted(numbers, [span.number, span.number + 1])
+    begin = np.searchsorted(x[first:last], span.x, "left")
+    return first + np.arange(begin, np.searchsorted(x[first:last], span.until, "right"))

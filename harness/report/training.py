@@ -24,6 +24,7 @@ from matplotlib.ticker import FuncFormatter
 from ..metrics import NOTHING, format_bits, format_rate, format_share
 from ..store import StoreError, first_line
 from .canvas import DASHES, Chart, drawing, figure, legend, render, styles
+from .compressors import compressor_section, trained_on
 from .html import Table, table_of
 from .load import Run
 from .section import Section
@@ -51,15 +52,19 @@ class Curve:
     seed: int | None
     points: list[dict[str, Any]]
     hardware: str = ""
+    trained_on: str = ""  # of compressors
 
     @property
     def kind(self) -> str:
         """What seeds differ in nothing of."""
         return self.architecture + (", no hand-set start" if self.heads == 0 else "")
 
+    def series(self, metric: str) -> list[tuple[int, float]]:
+        """(tokens, value) wherever it is known."""
+        return [(p["tokens"], p[metric]) for p in self.points if _known(p.get(metric))]
+
     def last(self, metric: str) -> float:
-        values = [p[metric] for p in self.points if _known(p.get(metric))]
-        return values[-1] if values else math.nan
+        return (self.series(metric) or [(0, math.nan)])[-1][1]
 
 
 def run_curves(run: Run) -> list[Curve]:
@@ -116,11 +121,13 @@ def _curve(shown: str, card: dict[str, Any] | None, points: list, name: str = ""
     if "hand-set start: " in str(card.get("notes") or "").lower():  # compressors: of the network below them
         heads = heads or 1
     spec = str(card.get("architecture") or name or shown)
-    return Curve(shown, spec, heads, card.get("seed"), points, str(card.get("hardware") or ""))
+    hardware = str(card.get("hardware") or "")
+    return Curve(shown, spec, heads, card.get("seed"), points, hardware, trained_on(card))
 
 
 def training_section(curves: list[Curve], prefix: str) -> list[Section]:
-    """Charts, what each ended with, and the spread over seeds; nothing without a curve."""
+    """Charts, what each ended with, and the spread over seeds; then what compressors mix. Nothing without a
+    curve."""
     curves = [curve for curve in curves if curve.points]
     if not curves:
         return []
@@ -130,7 +137,7 @@ def training_section(curves: list[Curve], prefix: str) -> list[Section]:
         if drawn:
             found.charts.append(_chart(f"{prefix}-{number}", title, metric, text, drawn))
     found.tables = [_ends(curves)] + [table for table in [_seeds(curves)] if table]
-    return [found]
+    return [found, *compressor_section(curves, f"{prefix}-mixed")]
 
 
 def _chart(slug: str, title: str, metric: str, text, curves: list[Curve]) -> Chart:
@@ -144,9 +151,9 @@ def _chart(slug: str, title: str, metric: str, text, curves: list[Curve]) -> Cha
         fig = figure(5.0, 4.0)
         axes = fig.subplots()
         for curve in curves:
-            points = [p for p in curve.points if _known(p.get(metric))]
+            points = curve.series(metric)
             style = looks[curve.kind].line() | {"linewidth": 1.2, "markevery": max(1, len(points) // 5)}
-            axes.plot([p["tokens"] for p in points], [p[metric] for p in points], **style)
+            axes.plot([tokens for tokens, _ in points], [value for _, value in points], **style)
         axes.set_xlim(left=0)
         if text is format_share:
             axes.set_ylim(-0.04, 1.04)

@@ -10,7 +10,7 @@ as a difference.
     bytes       exact, so any difference counts
     latency     interquartile ranges disjoint, at least 3 repeats each
     needle      Wilson's 95 % intervals disjoint
-    bits/byte   paired 95 % t-interval over the texts excludes 0
+    bits/byte   paired 95 % t-interval over the texts excludes 0 (`statistics.student`)
 
 Whoever answered fewer trials or texts than the others is shown with that number and not compared; its
 difference in bits per byte is over the texts that both scored.
@@ -53,7 +53,7 @@ from .language import (
     language_sources,
     source_rows,
 )
-from .statistics import paired_difference_is_real, wilson
+from .statistics import excludes_zero, wilson
 
 Differs = Callable[[str, str], bool]
 
@@ -201,19 +201,14 @@ def _needle_column(group: Group, suite: str) -> Column:
 
 def _language_column(group: Group, source: Source) -> Column:
     totals = language(group, source).set_index(["architecture", "context"])
-    cases = language_cases(group, source)
-    per_case = {
-        key: dict(zip(part["case"].astype(str), part["nll_nats"], strict=True))
-        for key, part in cases.groupby(["architecture", "context"], dropna=False)
-    }
+    cases = dict(list(language_cases(group, source).groupby(["architecture", "context"])))
 
     def differs(first: str, second: str, context: float) -> bool:
-        return paired_difference_is_real(per_case[first, context], per_case[second, context])
+        _, ends, _ = bits_difference(cases[first, context], cases[second, context])
+        return excludes_zero(ends)
 
     def relative(architecture: str, base: str, context: float) -> str:
-        own, other = (
-            cases[(cases["architecture"] == a) & (cases["context"] == context)] for a in (architecture, base)
-        )
+        own, other = cases[architecture, context], cases[base, context]
         value, _, texts = bits_difference(own, other)
         fewer = f" on {texts} texts" * (texts < max(len(own), len(other)))
         return "" if math.isnan(value) else f"{value:+.3f}{fewer}".replace("-", "−")
