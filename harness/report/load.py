@@ -48,7 +48,7 @@ class Run:
     def architectures(self) -> list[str]:
         """Every architecture of the run, in plan order: what colours are dealt by."""
         planned = [str(cell["architecture"]) for cell in self.cells]
-        return list(dict.fromkeys([*planned, *self.rows["architecture"]]))
+        return list(dict.fromkeys([*planned, *self.rows["architecture"].unique()]))
 
     @property
     def num_done(self) -> int:
