@@ -86,7 +86,10 @@ def _row(row: list[Entry], numeric: list[bool]) -> str:
             if on and index
         ]
         tag = 'th scope="row"' if index == 0 else "td"
-        text = f"<b>{escape(entry.text)}</b>" if entry.best else escape(entry.text)
+        text = escape(entry.text)
+        if index == 0 and len(entry.text) > LONG:
+            text = text.replace(",", ",<wbr>")  # a long spec breaks between its options
+        text = f"<b>{text}</b>" if entry.best else text
         note = "".join(f"<small>{escape(line)}</small>" for line in entry.note.split(" · ") if line)
         cells.append(f"<{tag}{_class(kinds)}>{text}{note}</{tag.split()[0]}>")
     return "".join(cells)
