@@ -113,9 +113,9 @@ def test_a_run_carries_its_cards_curves(tmp_path):
     (curve,) = run_curves(load_run(run))
     assert curve.points == card["losses"]["curve"] and curve.seed == card["seed"]
     assert curve.heads == card["recipe"]["induction_heads"]
-    told = manifest["weights"]["transformer"]
-    assert told["trained_length"] == max(card["data"]["lengths"])
-    assert told["data"]["shares"] == card["data"]["shares"] and "books_sha256" not in told["data"]
+    kept = manifest["weights"]["transformer"]
+    assert kept["trained_length"] == max(card["data"]["lengths"])
+    assert kept["data"]["shares"] == card["data"]["shares"] and "books_sha256" not in kept["data"]
     text = build([run], tmp_path / "out").read_text(encoding="utf-8")
     assert "<h2>Training</h2>" in text and "no figures of text that was held out" in text
 
