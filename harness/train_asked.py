@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -30,12 +31,8 @@ def train_asked(options: Mapping[str, Any], say: Callable[[str], None]) -> int:
 def _one(options: Mapping[str, Any], say: Callable[[str], None]) -> int:
     from .train import Order, train
 
-    given = {name: options[name] for name in ("tokens", "seed", "induction_heads", "model", "tokenizer")}
-    given |= {name: options[name] for name in ("recipe", "period", "sequences", "device")}
-    order = Order(
-        allow_pickle=bool(options["allow_pickle"]),
-        **{name: value for name, value in given.items() if value is not None},
-    )
+    given = {field.name: options[field.name] for field in dataclasses.fields(Order)}
+    order = Order(**{name: value for name, value in given.items() if value is not None})
     card = train(
         options["spec"], options["data"], options["out"], order, threads=options["threads"] or 1,
         commit=options["commit"], say=say, checkpoint_every_s=options["checkpoint_s"],

@@ -67,29 +67,6 @@ def carry_out(
     Raises ValueError where what is to be resumed began from another recipe, architecture, base or data, and
     FloatingPointError where it diverges.
     """
-    make_folder(out)
-    with only_one(out, training.name):
-        if (finished := out / f"{training.name}.json").exists():
-            raise ValueError(f"{finished} is a finished training; choose another --out or delete it.")
-        return _carried_out(training, out, hardware, commit, say, device, checkpoint_every_s)
-
-
-def make_folder(out: Path) -> None:
-    """Make it; one that cannot be written is found now, not after hours. Raises OSError."""
-    out.mkdir(parents=True, exist_ok=True)
-    if not os.access(out, os.W_OK):
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(out))
-
-
-def _carried_out(
-    training: Training,
-    out: Path,
-    hardware: str,
-    commit: str | None,
-    say: Callable[[str], None],
-    device: str,
-    checkpoint_every_s: float,
-) -> Path:
     import torch
 
     from models import checkpoint
@@ -99,42 +76,55 @@ def _carried_out(
     def on_log(entry: Any) -> None:
         say(f"{training.name}: {entry.tokens:,} tokens, {training.line(entry)}, {speed_line(entry)}")
 
-    recipe, source = training.recipe, checkout(commit=commit)  # what trains, not what lies here afterwards
-    unfinished = out / f"{training.name}.training.pt"
-    curve = out / f"{training.name}.curve.parquet"
-    ceiling_flops = matrix_product_flops(device, torch.bfloat16 if recipe.autocast_bf16 else torch.float32)
-    log = training.fit(
-        on_log=on_log,
-        on_save=functools.partial(write_curve, curve),
-        checkpoint_path=unfinished,
-        checkpoint_every_s=checkpoint_every_s,
-        origin=origin(training),
-        step_flops=training.step_flops,
-        ceiling_flops=ceiling_flops,
-    )
-    card = {
-        "architecture": training.spec,
-        "shape": dataclasses.asdict(training.model.shape),
-        "recipe": dataclasses.asdict(recipe),
-        "seed": recipe.seed,
-        "data": training.data,
-        "steps": recipe.steps,
-        "tokens": recipe.steps * recipe.tokens_per_step,
-        "losses": summarise(log),
-        **{key: value for key, value in source.items() if key in ("commit", "dirty")},
-        "packages": {name: package_version(name) for name in ("torch", "numpy")},
-        "hardware": f"{cpu_model() or 'unknown CPU'}, {hardware}",
-        "wall_s": round(log[-1].wall_s, 1),
-        "cpu_s": round(log[-1].cpu_s, 1),
-        "ceiling_flops": round(ceiling_flops),
-        "command": training.command,
-        "notes": training.notes,
-    } | ({} if training.base is None else {"base": training.base})
-    dtype = torch.float32 if training.exact else checkpoint.DTYPE
-    checkpoint.save(out, training.name, training.state(), card, dtype)
-    write_curve(curve, log)
-    unfinished.unlink(missing_ok=True)
-    return out / f"{training.name}.json"
+    make_folder(out)
+    with only_one(out, training.name):
+        if (finished := out / f"{training.name}.json").exists():
+            raise ValueError(f"{finished} is a finished training; choose another --out or delete it.")
+        recipe = training.recipe
+        source = checkout(commit=commit)  # of what trains, not of what lies here when it ends
+        unfinished = out / f"{training.name}.training.pt"
+        curve = out / f"{training.name}.curve.parquet"
+        dtype = torch.bfloat16 if recipe.autocast_bf16 else torch.float32
+        ceiling_flops = matrix_product_flops(device, dtype)
+        log = training.fit(
+            on_log=on_log,
+            on_save=functools.partial(write_curve, curve),
+            checkpoint_path=unfinished,
+            checkpoint_every_s=checkpoint_every_s,
+            origin=origin(training),
+            step_flops=training.step_flops,
+            ceiling_flops=ceiling_flops,
+        )
+        card = {
+            "architecture": training.spec,
+            "shape": dataclasses.asdict(training.model.shape),
+            "recipe": dataclasses.asdict(recipe),
+            "seed": recipe.seed,
+            "data": training.data,
+            "steps": recipe.steps,
+            "tokens": recipe.steps * recipe.tokens_per_step,
+            "losses": summarise(log),
+            **{key: value for key, value in source.items() if key in ("commit", "dirty")},
+            "packages": {name: package_version(name) for name in ("torch", "numpy")},
+            "hardware": f"{cpu_model() or 'unknown CPU'}, {hardware}",
+            "wall_s": round(log[-1].wall_s, 1),
+            "cpu_s": round(log[-1].cpu_s, 1),
+            "ceiling_flops": round(ceiling_flops),
+            "command": training.command,
+            "notes": training.notes,
+        } | ({} if training.base is None else {"base": training.base})
+        stored = torch.float32 if training.exact else checkpoint.DTYPE
+        checkpoint.save(out, training.name, training.state(), card, stored)
+        write_curve(curve, log)
+        unfinished.unlink(missing_ok=True)
+        return out / f"{training.name}.json"
+
+
+def make_folder(out: Path) -> None:
+    """Make it; one that cannot be written is found now, not after hours. Raises OSError."""
+    out.mkdir(parents=True, exist_ok=True)
+    if not os.access(out, os.W_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(out))
 
 
 def speed_line(entry: Any) -> str:

@@ -15,9 +15,17 @@ ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 RUNS, PAGES = ROOT / "results" / "reference", ROOT / "reports" / "reference"
 REFERENCE = RUNS / "demo-cpu"
-of_both_runs = pytest.mark.parametrize(
-    "run", ["demo-cpu", pytest.param("suites-cpu", marks=pytest.mark.full)]
-)
+#: Page -> the runs that it is drawn from.
+DRAWN = {
+    "demo-cpu": ["demo-cpu"],
+    "suites-cpu": ["suites-cpu"],
+    "quality-cpu": ["quality-cpu"],
+    "networks-cpu": ["entry-cpu", "books-cpu"],
+}
+
+
+def of_all(names):
+    return [name if name == "demo-cpu" else pytest.param(name, marks=pytest.mark.full) for name in names]
 
 
 def test_readme_is_short():
@@ -33,15 +41,23 @@ def test_readme_verdict_is_the_committed_run():
     assert shown == markdown(load_run(REFERENCE))
 
 
-@of_both_runs
-def test_committed_page_is_drawn_from_the_committed_run(tmp_path, run):
+@pytest.mark.parametrize("page", of_all(DRAWN))
+def test_committed_page_is_drawn_from_the_committed_runs(tmp_path, page):
     """Redrawing gives the committed page, byte for byte, as long as the drawing code is the same."""
     from harness.report import build
 
-    assert build([RUNS / run], tmp_path).read_bytes() == (PAGES / run / "index.html").read_bytes()
+    runs = [RUNS / run for run in DRAWN[page]]
+    assert build(runs, tmp_path).read_bytes() == (PAGES / page / "index.html").read_bytes()
 
 
-@of_both_runs
+def test_committed_curves_are_those_of_the_shipped_weights(tmp_path):
+    from harness.report import build_curves
+
+    drawn = build_curves([ROOT / "models" / "weights"], tmp_path).read_bytes()
+    assert drawn == (PAGES / "training" / "index.html").read_bytes()
+
+
+@pytest.mark.parametrize("run", of_all(run for runs in DRAWN.values() for run in runs))
 def test_committed_run_read_real_books_from_a_clean_checkout(run):
     import json
 
