@@ -16,12 +16,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 RUNS, PAGES = ROOT / "results" / "reference", ROOT / "reports" / "reference"
 REFERENCE = RUNS / "demo-cpu"
 #: Page -> the runs that it is drawn from.
-DRAWN = {
-    "demo-cpu": ["demo-cpu"],
-    "suites-cpu": ["suites-cpu"],
-    "quality-cpu": ["quality-cpu"],
-    "networks-cpu": ["entry-cpu", "books-cpu"],
-}
+DRAWN = {"demo-cpu": ["demo-cpu"], "suites-cpu": ["suites-cpu"]}
 
 
 def of_all(names):
