@@ -35,7 +35,7 @@ class Training:
     spec: str
     model: Architecture
     recipe: Recipe
-    #: (on_log, on_save, checkpoint_path, origin, step_flops, ceiling_flops) -> log
+    #: (on_log, on_save, checkpoint_path, origin, source, step_flops, ceiling_flops) -> log
     fit: Callable[..., list[Any]]
     #: what is saved, asked for when the training is over
     state: Callable[[], dict[str, Any]]
@@ -71,6 +71,7 @@ def carry_out(
 
     from models import checkpoint
     from models.training_log import summarise
+    from models.training_run import sources_of
     from models.training_speed import matrix_product_flops
 
     def on_log(entry: Any) -> None:
@@ -92,6 +93,7 @@ def carry_out(
             checkpoint_path=unfinished,
             checkpoint_every_s=checkpoint_every_s,
             origin=origin(training),
+            source=source_label(source),
             step_flops=training.step_flops,
             ceiling_flops=ceiling_flops,
         )
@@ -113,11 +115,18 @@ def carry_out(
             "command": training.command,
             "notes": training.notes,
         } | ({} if training.base is None else {"base": training.base})
+        if len(sources := sources_of(unfinished)) > 1:  # interrupted, and went on under other code
+            card["sources"] = sources
         stored = torch.float32 if training.exact else checkpoint.DTYPE
         checkpoint.save(out, training.name, training.state(), card, stored)
         write_curve(curve, log)
         unfinished.unlink(missing_ok=True)
         return out / f"{training.name}.json"
+
+
+def source_label(source: dict[str, Any]) -> str:
+    """The commit that a training begins or goes on with, as its checkpoint lists it."""
+    return f"{source['commit'] or 'unknown'}{' (changed)' if source['dirty'] else ''}"
 
 
 def make_folder(out: Path) -> None:

@@ -29,7 +29,7 @@ from .initialisation import induction_heads, initialise
 from .muon import Muon, parameter_groups
 from .recipe import Recipe
 from .training_log import LogEntry
-from .training_run import Backward, Run
+from .training_run import UNKNOWN_SOURCE, Backward, Run
 
 
 class Batch(Protocol):
@@ -104,6 +104,7 @@ def fit(
     step_flops: Callable[[int, int], float] | None = None,
     ceiling_flops: float | None = None,
     observe: Callable[[nn.Module], dict[str, float]] | None = None,
+    source: str = UNKNOWN_SOURCE,
 ) -> list[LogEntry]:
     """Train `model` in place (frozen parameters stay) and return its log.
 
@@ -111,7 +112,8 @@ def fit(
     With a `checkpoint_path` that exists the run goes on from there; a finished one is only loaded.
     `origin` says what decides the result besides the recipe, such as the hash of the data.
     `on_save` hears the log after every checkpoint, `step_flops(rows, length)` and `ceiling_flops` give it
-    an MFU, `observe(model)` further numbers; none of them decides anything.
+    an MFU, `observe(model)` further numbers, `source` names the code (`sources_of` a checkpoint); none of
+    them decides anything.
     Ctrl-C finishes the step, writes the checkpoint and raises KeyboardInterrupt; a second Ctrl-C
     does not wait. Raises ValueError for a checkpoint of another recipe, origin or network, or a batch
     of the wrong size; FloatingPointError if the loss diverges (the last good checkpoint stays).
@@ -120,7 +122,7 @@ def fit(
     made = optimisers(model, recipe)
     run = Run(
         model, recipe, made, backward, torch.device(device), checkpoint_path, origin or {},
-        step_flops, ceiling_flops, observe,
+        step_flops, ceiling_flops, observe, source,
     )  # fmt: skip
     run.resume()
     saved_at = logged_at = time.monotonic()

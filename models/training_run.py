@@ -27,6 +27,8 @@ from .whole_file import whole_file
 #: 2: trained parameters only; names what the training was of.
 CHECKPOINT_FORMAT = 2
 
+UNKNOWN_SOURCE = "unknown"
+
 #: (model, batch, device, recipe) -> sums for `Meters`; leaves the gradients in the parameters.
 Backward = Callable[[nn.Module, Any, torch.device, Recipe], Tensor]
 
@@ -40,8 +42,8 @@ class Run:
     """One training of `model`; learning rates fall from those that the optimisers come with.
 
     `origin` is what decides the result besides the recipe. `step_flops(rows, length)`, `ceiling_flops` and
-    `observe(model)` are for the log alone; without the first two it has no MFU. Raises ValueError if nothing
-    is trained.
+    `observe(model)` are for the log alone; without the first two it has no MFU. `source` names the code that
+    trains: a checkpoint lists those of every start. Raises ValueError if nothing is trained.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class Run:
         step_flops: Callable[[int, int], float] | None = None,
         ceiling_flops: float | None = None,
         observe: Callable[[nn.Module], dict[str, float]] | None = None,
+        source: str = UNKNOWN_SOURCE,
     ) -> None:
         self.model, self.recipe, self.optimisers, self.backward = model, recipe, optimisers, backward
         self.device, self.path = device, path
@@ -71,7 +74,7 @@ class Run:
         # Muon's update has the same size whatever the gradient: only the others' can be clipped.
         others = [group for o in optimisers if not isinstance(o, Muon) for group in o.param_groups]
         self.clipped = [parameter for group in others for parameter in group["params"]]
-        self.step = 0
+        self.step, self.sources = 0, [source]
         self.log: list[LogEntry] = []
         self.meters = Meters()
         self.wall_before_s = self.cpu_before_s = 0.0
@@ -159,6 +162,7 @@ class Run:
             "log": [asdict(entry) for entry in self.log],
             "sums": self.meters.sums,
             "flops": self.flops,
+            "sources": self.sources,
             "cpu_s": cpu_s,
             "wall_s": wall_s,
         }
@@ -191,11 +195,18 @@ class Run:
             tensor.copy_(state["model"][name])
         self.step, self.meters.sums = state["step"], state["sums"]
         self.log, self.flops = log, state.get("flops", math.nan)
+        self.sources = [*state.get("sources", [UNKNOWN_SOURCE]), *self.sources]
         self.cpu_before_s, self.wall_before_s = state["cpu_s"], state["wall_s"]
 
     def _elapsed_s(self) -> tuple[float, float]:
         cpu_s = time.process_time() - self.cpu_start + self.cpu_before_s
         return cpu_s, time.monotonic() - self.wall_start + self.wall_before_s
+
+
+def sources_of(path: Path) -> list[str]:
+    """The code of every start of the training that left this checkpoint, each once."""
+    state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    return list(dict.fromkeys(state.get("sources", [UNKNOWN_SOURCE])))
 
 
 def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:

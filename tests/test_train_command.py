@@ -138,11 +138,13 @@ def test_compressors_train_resume_and_run(books, tmp_path, monkeypatch):
     train("lococo:budget=32", books, whole, order, say=quiet)
 
     with stopped_at(2, TrainingMix, monkeypatch), pytest.raises(KeyboardInterrupt):
-        train("lococo:budget=32", books, parts, order, say=quiet)
+        train("lococo:budget=32", books, parts, order, commit="earlier", say=quiet)
     assert (parts / "lococo-32.training.pt").exists()
-    train("lococo:budget=32", books, parts, order, say=quiet)
+    train("lococo:budget=32", books, parts, order, commit="later", say=quiet)
     a, card = checkpoint.load("lococo-32", [whole])
-    b, _ = checkpoint.load("lococo-32", [parts])
+    b, resumed = checkpoint.load("lococo-32", [parts])
+    assert (resumed["commit"], resumed["sources"]) == ("later", ["earlier", "later"])
+    assert "sources" not in card
     assert a.keys() == b.keys() and all(name.startswith("compressors.") for name in a)
     assert all(torch.equal(a[name], b[name]) for name in a)
     assert not (parts / "lococo-32.training.pt").exists()

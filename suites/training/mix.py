@@ -56,7 +56,7 @@ class TrainingMix:
         tokens_per_step: int = 2048,
         lengths: Sequence[int] = (256, 512, 1024, 2048),
         length_probabilities: Sequence[float] = (0.4, 0.3, 0.2, 0.1),
-        shares: Sequence[float] = (0.68, 0.23, 0.09),
+        shares: Sequence[float] = (0.72, 0.20, 0.08),
     ) -> None:
         if min(lengths) < MIN_LENGTH:
             raise ValueError(f"Training length {min(lengths)} is below {MIN_LENGTH}, too short for a needle.")

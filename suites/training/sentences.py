@@ -29,9 +29,12 @@ FIXED_SHARE = 0.35
 LINKS = (
     *(" is ", ": ", " = ", " - ", " -> ", ", ", " has ", " was ", " holds ", "=", " | ", " ("),
     *(" {w} ", " {w} {w} "),
+    *("{m}", " {m}", " {m} ", " {m} ", " {m} ", " {m}{m} ", " {w} {m} ", " {m} {w} "),
 )
-TAILS = (". ", "; ", ".\n", ", ", " {w}. ", " {w} {w}. ")
-ENDS_OF_LEAD = (" ", ": ", ", ", " of ", "=", " #", ' "', " <")
+TAILS = (". ", "; ", ".\n", ", ", " {w}. ", " {w} {w}. ", "{m} ", " {m} ", " {w}{m} ")
+ENDS_OF_LEAD = (" ", ": ", ", ", " of ", "=", " #", ' "', " <", "{m}", " {m} ", "{m} ")
+#: What {m} is drawn from; "/" is evaluation's.
+MARKS = "!#$%&'*+,-.:;<=>?@^_`|~"
 OPENINGS = ("What", "Which", "How much", "Where", "Say", "Tell me", "And now")
 
 #: Lengths below which values of more than five bytes have too little room.
@@ -102,6 +105,8 @@ def draw_template(rng: np.random.Generator, words: Sequence[str]) -> Template:
     def filled(text: str) -> str:
         while "{w}" in text:
             text = text.replace("{w}", one_of(rng, words), 1)
+        while "{m}" in text:
+            text = text.replace("{m}", one_of(rng, MARKS), 1)
         return text
 
     link, tail = filled(one_of(rng, LINKS)), filled(one_of(rng, TAILS))
@@ -112,7 +117,7 @@ def draw_template(rng: np.random.Generator, words: Sequence[str]) -> Template:
         lead, asks = f"{start}The {noun} of ", f" What are the {noun}s of {{keys}}?"
         asked = (f" What is the {noun} of {{key}}?", f" {opening} {{w}} of {{key}}?", "")
     else:
-        lead, asks = start + noun.capitalize() + one_of(rng, ENDS_OF_LEAD), ""
+        lead, asks = start + noun.capitalize() + filled(one_of(rng, ENDS_OF_LEAD)), ""
         asked = (f" {opening} {noun} {{key}}?", f" {opening} {{w}} of {{key}} {{w}} {{w}}?", "")
     return Template(lead, link, ")" + tail if link == " (" else tail, filled(one_of(rng, asked)), asks)
 
