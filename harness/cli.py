@@ -275,7 +275,8 @@ def train(
 
         failed = train_asked(options, typer.echo)
     if failed:
-        _stop(f"{failed} trainings did not finish; the same command goes on with them.", EXIT_FAILED_CELL)
+        many = "trainings" if failed > 1 else "training"
+        _stop(f"{failed} {many} did not finish; the same command goes on there.", EXIT_FAILED_CELL)
 
 
 @app.command()

@@ -55,7 +55,7 @@ class Order:
 
     tokens: int | None = None
     seed: int = 0
-    induction_heads: int = 2
+    induction_heads: int | None = None
     model: str | None = None
     tokenizer: str | None = None
     allow_pickle: bool = False
@@ -70,7 +70,7 @@ class Order:
         given = {"model": model, "recipe": self.recipe, "period": self.period, "sequences": self.sequences}
         given["tokens"] = self.tokens
         given["tokenizer"] = None if self.tokenizer is None else "TOKENIZER_FILE"
-        given["induction-heads"] = None if self.induction_heads == 2 else self.induction_heads
+        given["induction-heads"] = self.induction_heads
         parts += [f"--{name} {value}" for name, value in given.items() if value is not None]
         return " ".join([*parts, *["--allow-pickle"] * self.allow_pickle])
 
@@ -128,6 +128,8 @@ def train(
         raise SpecError(f"'{kind}' has no weights of its own; train transformer, yoco or lococo.")
     if kind != "lococo" and any((order.model, order.recipe, order.period, order.sequences)):
         raise SpecError("--model, --recipe, --period and --sequences are for training lococo.")
+    if kind == "lococo" and order.induction_heads is not None:
+        raise SpecError("--induction-heads is for training transformer or yoco: compressors have none.")
     if order.model is None and (order.tokenizer is not None or order.allow_pickle):
         raise SpecError("--tokenizer and --allow-pickle are for --model, and none is given.")
     for name in ("period", "sequences"):
@@ -155,7 +157,8 @@ def plan_of(spec: str, order: Order) -> Plan:
     from models.shapes import SHAPES
 
     total = Recipe.total_tokens if order.tokens is None else order.tokens
-    steps = Recipe(total_tokens=total, seed=order.seed, induction_heads=order.induction_heads)
+    heads = Recipe.induction_heads if order.induction_heads is None else order.induction_heads
+    steps = Recipe(total_tokens=total, seed=order.seed, induction_heads=heads)
     return Plan(spec, SHAPES["family"], steps)
 
 

@@ -65,6 +65,11 @@ def compressors(spec: str, books: Books, hashes: dict[str, str], out: Path, orde
     module, options = models.resolve(spec, frozen.shape)
     spec = canonical(name, options)
     if not on_text:
+        if max(LOCOCO_LENGTHS) <= options.exact_tokens:
+            raise SpecError(
+                f"Training sequences have up to {max(LOCOCO_LENGTHS)} tokens, and {spec} compresses nothing "
+                f"up to {options.exact_tokens}; a smaller budget is needed."
+            )
         return on_mix(mix_plan(spec, order), frozen, books, hashes, order.device, order.command(spec))
     weights = module.Model.weight_names(options)[-1]
     return _on_text(spec, options, weights, frozen, recipe, books, hashes, order)
@@ -208,8 +213,8 @@ def sequence_tokens(options: Any, context: int | None, period: int | None) -> in
         raise ValueError(
             f"A sequence of {blocks} blocks of {block} tokens is longer than the context of {most} tokens."
         )
-    if (blocks - 1) * block <= options.budget + options.slack:
-        needed = (options.budget + options.slack) // block + 2
+    if blocks * block <= options.exact_tokens:
+        needed = options.exact_tokens // block + 1
         raise ValueError(
             f"A sequence of {blocks} blocks of {block} tokens is never compressed to {options.budget} slots; "
             f"{needed} blocks are needed, {needed * block} tokens."

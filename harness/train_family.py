@@ -138,20 +138,30 @@ class Expected:
         card, path = self.card(member), out / f"{member.label}.json"
         if not path.exists():
             return False
-        try:
-            there = json.loads(path.read_text(encoding="utf-8"))
-            differing = next((key for key in card if there.get(key) != card[key]), None)
-            if member.base is not None:
-                sha256 = json.loads((out / f"{member.base}.json").read_text(encoding="utf-8"))["sha256"]
-                differing = differing or ("base" if there["base"]["fingerprint"] != sha256 else None)
-        except (OSError, ValueError, AttributeError, KeyError, TypeError):
-            raise RecipeError(f"{path} is not a readable card of weights.") from None
+        there = _card(path)
+        differing = next((key for key in card if there.get(key) != card[key]), None)
+        if differing is None and member.base is not None:
+            base = out / f"{member.base}.json"
+            if not base.exists():
+                raise RecipeError(f"{path} was trained on {base}, which is gone; delete it, too.")
+            same = there.get("base", {}).get("fingerprint") == _card(base).get("sha256")
+            differing = None if same else "base"
         if differing is not None:
             raise RecipeError(
                 f"{path} is a finished training whose {differing} is not what the recipe says; "
                 "choose another --out or delete it."
             )
         return True
+
+
+def _card(path: Path) -> dict[str, Any]:
+    try:
+        card = json.loads(path.read_text(encoding="utf-8"))
+        if type(card) is dict and type(card.get("base", {})) is dict:
+            return card
+    except (OSError, ValueError):
+        pass
+    raise RecipeError(f"{path} is not a readable card of weights.")
 
 
 @dataclass
@@ -259,7 +269,7 @@ class _Family:
             return
         if code < 0:
             last = f"the training was ended by {signal.Signals(-code).name}; the same command resumes it."
-        elif code not in (1, 2, 3):  # nothing that we know: all of it
+        elif words and not words[-1].startswith("kvmark: "):  # no sentence of ours: all of it
             self.say("\n".join(words))
         self._settle(Outcome(child.label, "failed", last))
 

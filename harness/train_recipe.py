@@ -173,12 +173,10 @@ def _check_network(plan: Plan, where: str) -> None:
             raise RecipeError(f"Key 'induction_heads' in {where} must be 0: compressors have none.")
         if model.options.trainable != "compressor":
             raise RecipeError(f"A recipe trains compressors alone; '{plan.spec}' in {where} trains more.")
-        options, block = model.options, model.block_tokens
-        folds_at = ((options.budget + options.slack) // block + 1) * block
-        if max(plan.lengths) <= folds_at:
+        if max(plan.lengths) <= model.options.exact_tokens:
             raise RecipeError(
-                f"Sequences in {where} are never compressed to {options.budget} slots; "
-                f"some must be longer than {folds_at} tokens."
+                f"Sequences in {where} are never compressed to {model.options.budget} slots; "
+                f"some must be longer than {model.options.exact_tokens} tokens."
             )
     elif heads:
         induction_heads(model, heads)

@@ -108,7 +108,7 @@ def carry_out(
             "losses": summarise(log),
             **{key: value for key, value in source.items() if key in ("commit", "dirty")},
             "packages": {name: package_version(name) for name in ("torch", "numpy")},
-            "hardware": f"{cpu_model() or 'unknown CPU'}, {hardware}",
+            "hardware": f"{processor(device)}, {hardware}",
             "wall_s": round(log[-1].wall_s, 1),
             "cpu_s": round(log[-1].cpu_s, 1),
             "ceiling_flops": round(ceiling_flops),
@@ -122,6 +122,14 @@ def carry_out(
         write_curve(curve, log)
         unfinished.unlink(missing_ok=True)
         return out / f"{training.name}.json"
+
+
+def processor(device: str) -> str:
+    """What trains, by its own name: on a GPU that and the CPU beside it."""
+    import torch
+
+    cpu = cpu_model() or "unknown CPU"
+    return f"{torch.cuda.get_device_name(device)}, {cpu}" if device.startswith("cuda") else cpu
 
 
 def source_label(source: dict[str, Any]) -> str:

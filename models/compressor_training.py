@@ -76,7 +76,7 @@ def by_blocks(model: Architecture, batch: Batch, device: torch.device, recipe: R
     total = torch.zeros(7, device=device)
     for part, logits_BTV in blocks_of(model, tokens_BT1[:, :-1]):
         loss, sums = weighted_loss(logits_BTV, tokens_BT1[:, 1:][:, part], batch, part, device)
-        if loss.requires_grad:  # the first two blocks are exact: no compressor has spoken yet
+        if loss.requires_grad:  # not before the first fold: no compressor has spoken yet
             loss.backward()
         total += sums
     return total

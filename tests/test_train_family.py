@@ -18,12 +18,13 @@ import pytest
 import torch
 from train_help import write_books, write_recipe
 
+from harness import train_family as train_family_module
 from harness import train_member
 from harness.train_ahead import ahead
 from harness.train_data import training_books
 from harness.train_family import train_family
 from harness.train_member import Job
-from harness.train_recipe import read_recipe
+from harness.train_recipe import RecipeError, read_recipe
 from models import checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -104,6 +105,23 @@ def test_a_family_trains_and_one_that_diverges_costs_no_other(place):
     code, out, err = ended(start(place))
     assert (code, out) == (2, "") and "transformer.json is a finished training whose recipe is not" in err
     other.unlink()
+
+    write_recipe(place / "mine.toml", diverging, ("batch_workers = 0", "batch_workers = 1"))
+    (weights / "transformer.json").unlink()
+    with pytest.raises(RecipeError, match=r"lococo-32.json was trained on .*transformer.json, which is gone"):
+        train_family(place / "books", weights, str(place / "mine.toml"), say=print)
+
+
+def test_what_nobody_foresaw_is_told_in_full(place, monkeypatch):
+    """A training that ends with Python's own traceback: all of it, and its last line in the table."""
+    write_recipe(place / "mine.toml")
+    monkeypatch.setattr(train_family_module.pickle, "dumps", lambda job: b"no job")
+    said: list[str] = []
+    (outcome,) = train_family(
+        place / "books", place / "weights", str(place / "mine.toml"), ["transformer"], say=said.append
+    )
+    assert outcome.status == "failed" and "Error" in outcome.message
+    assert any("Traceback (most recent call last)" in line for line in said)
 
 
 def test_compressors_of_a_base_that_failed_are_not_begun(place):

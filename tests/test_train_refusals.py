@@ -99,6 +99,24 @@ def test_the_command_of_a_card_has_all_that_was_asked():
     assert order.command("lococo", "tiny").endswith("--model tiny --tokenizer TOKENIZER_FILE --allow-pickle")
 
 
+@pytest.mark.parametrize(
+    ("spec", "order", "message"),
+    [
+        ("lococo:budget=32", Order(induction_heads=4), "--induction-heads is for training transformer"),
+        (
+            "lococo:budget=4096",
+            Order(tokens=4096),
+            "to 4096 tokens, and lococo:budget=4096 compresses nothing",
+        ),
+    ],
+)
+def test_compressors_that_cannot_be_meant(book, tmp_path, spec, order, message):
+    """Refused before a budget of steps is spent that no gradient reaches."""
+    with pytest.raises(ValueError, match=message):
+        train(spec, book, tmp_path / "w", order, say=lambda line: None)
+    assert not (tmp_path / "w").exists()
+
+
 # --- NaN ----------------------------------------------------------------------------------------
 
 

@@ -19,6 +19,7 @@ from models.muon import Muon, newton_schulz, parameter_groups
 from models.recipe import Recipe
 from models.training import fit, prepare
 from models.training_log import summarise
+from models.training_run import sources_of
 
 SHAPE = Shape(
     name="test",
@@ -249,12 +250,13 @@ def test_resumed_training_equals_an_uninterrupted_one(layout, tmp_path):
         return batch(step)
 
     with pytest.raises(KeyboardInterrupt):
-        fit(halves, interrupting, RECIPE, checkpoint_path=path)
+        fit(halves, interrupting, RECIPE, checkpoint_path=path, source="first")
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     asked = []
     fresh = network(layout)
-    resumed_log = fit(fresh, lambda step: asked.append(step) or batch(step), RECIPE, checkpoint_path=path)
-    assert asked == [5, 6, 7]
+    drawn = lambda step: asked.append(step) or batch(step)  # noqa: E731
+    resumed_log = fit(fresh, drawn, RECIPE, checkpoint_path=path, source="second")
+    assert asked == [5, 6, 7] and sources_of(path) == ["first", "second"]
     assert torch.equal(parameters(whole), parameters(fresh))
     facts = [(e.step, e.tokens, e.loss, e.bits_per_byte, e.digit_accuracy_by_length) for e in log]
     assert facts == [

@@ -8,6 +8,7 @@ import pytest
 
 from suites.needles.forms import FORMS
 from suites.text import load_books, resolve
+from suites.training import needles
 from suites.training.mix import MIN_LENGTH, TrainingMix
 from suites.training.needles import MAX_NEEDLES
 from suites.training.recall import letters
@@ -147,6 +148,17 @@ def test_no_wording_of_evaluation_is_drawn(books):
     for template in drawn:
         assert " / " not in template.link
         assert all((template.lead, template.link) != (before, between) for before, between, _ in frames)
+
+
+def test_templates_are_made_of_the_words_that_evaluation_does_not_use(books, monkeypatch):
+    """Not of those that may be keys: among these are words of evaluation's templates."""
+    asked, mix = [], TrainingMix(books)
+    monkeypatch.setattr(
+        needles, "draw_template", lambda rng, words: asked.append(words) or draw_template(rng, words)
+    )
+    for step in range(20):
+        mix.batch(step)
+    assert asked and all(words is mix.template_words for words in asked)
 
 
 def test_needles_grow_with_the_length(books):

@@ -110,6 +110,11 @@ class Options:
     def block_tokens(self) -> int:
         return self.block or self.budget
 
+    @property
+    def exact_tokens(self) -> int:
+        """Up to this length a prompt is never compressed."""
+        return ((self.budget + self.slack) // self.block_tokens + 1) * self.block_tokens
+
 
 class LococoCache(LayerCache):
     """Slots in the order [heavy, mixed, new], and the attention that each received."""
