@@ -30,10 +30,6 @@ if TYPE_CHECKING:
 
     from .train_data import Books
 
-FAMILY_LENGTHS, FAMILY_SHARES = (256, 512, 1024, 2048), (0.4, 0.3, 0.2, 0.1)
-#: Of prose, needles and dense recall.
-MIX_SHARES = (0.72, 0.20, 0.08)
-
 #: Of blocks per sequence and of sequences per step, far above any training.
 MOST = 1_000_000
 
@@ -85,10 +81,10 @@ class Plan:
     spec: str
     shape: Shape
     steps: Recipe
-    lengths: tuple[int, ...] = FAMILY_LENGTHS
-    length_probabilities: tuple[float, ...] = FAMILY_SHARES
-    shares: tuple[float, ...] = MIX_SHARES
-    mix_seed_offset: int = 0
+    lengths: tuple[int, ...]
+    length_probabilities: tuple[float, ...]
+    shares: tuple[float, ...]  # of prose, needles and dense recall
+    mix_seed_offset: int
 
     def mix(self, books: Books) -> TrainingMix:
         """Raises ValueError where the books do not suffice."""
@@ -144,22 +140,13 @@ def train(
 
         training = compressors(spec, books, hashes, out, order)
     else:
+        from .train_recipe import plan_of
+
         training = network(plan_of(spec, order), books, hashes, order.device, order.command(spec))
     return carry_out(
         training, out, f"{threads} thread(s), {order.device}", commit, say,
         device=order.device, checkpoint_every_s=checkpoint_every_s,
     )  # fmt: skip
-
-
-def plan_of(spec: str, order: Order) -> Plan:
-    """The family's recipe for a network. Raises ValueError."""
-    from models.recipe import Recipe
-    from models.shapes import SHAPES
-
-    total = Recipe.total_tokens if order.tokens is None else order.tokens
-    heads = Recipe.induction_heads if order.induction_heads is None else order.induction_heads
-    steps = Recipe(total_tokens=total, seed=order.seed, induction_heads=heads)
-    return Plan(spec, SHAPES["family"], steps)
 
 
 def network(

@@ -1,6 +1,6 @@
 """LoCoCo's compressors on a frozen network: the family's Transformer, or a checkpoint of somebody else.
 
-    --recipe family     our steps (learning rate 3e-3 with warm-up, convolutions of N(0, 1/fan_in)); on the
+    --recipe family     our steps (those of `recipes/cpu.toml`, convolutions of N(0, 1/fan_in)); on the
                         family's Transformer with its training mix, on a checkpoint with plain text
     --recipe official   the official steps on plain text (`models/text_training.py`); the default on a
                         checkpoint, and the only one for trainable=official
@@ -26,10 +26,6 @@ if TYPE_CHECKING:
 
     from .train_data import Books
 
-#: Compressors need long sequences: trained on 1,024 tokens only (6 compressions) they blew up at 8,192
-#: (DECISIONS.md has the tries).
-LOCOCO_TOKENS, LOCOCO_LR, LOCOCO_TOKENS_PER_STEP = 6_000_000, 3e-3, 4096
-LOCOCO_LENGTHS, LOCOCO_SHARES = (1024, 4096), (0.5, 0.5)
 #: Of the official commands: max_train_steps, clean_period, 8 processes x 128 blocks accumulated / 8 blocks.
 OFFICIAL_STEPS, OFFICIAL_PERIOD, OFFICIAL_SEQUENCES = 1000, 8, 128
 
@@ -51,6 +47,8 @@ def compressors(spec: str, books: Books, hashes: dict[str, str], out: Path, orde
     from models.checkpoint import default_folders
     from models.spec import SpecError, canonical, split_spec
 
+    from .train_recipe import plan_of
+
     name, official = split_spec(spec)[0], models.parse(spec)[1].trainable == "official"
     recipe = order.recipe or ("official" if order.model or official else "family")
     if recipe not in ("official", "family"):
@@ -65,12 +63,13 @@ def compressors(spec: str, books: Books, hashes: dict[str, str], out: Path, orde
     module, options = models.resolve(spec, frozen.shape)
     spec = canonical(name, options)
     if not on_text:
-        if max(LOCOCO_LENGTHS) <= options.exact_tokens:
+        plan = plan_of(spec, order)
+        if max(plan.lengths) <= options.exact_tokens:
             raise SpecError(
-                f"Training sequences have up to {max(LOCOCO_LENGTHS)} tokens, and {spec} compresses nothing "
+                f"Training sequences have up to {max(plan.lengths)} tokens, and {spec} compresses nothing "
                 f"up to {options.exact_tokens}; a smaller budget is needed."
             )
-        return on_mix(mix_plan(spec, order), frozen, books, hashes, order.device, order.command(spec))
+        return on_mix(plan, frozen, books, hashes, order.device, order.command(spec))
     weights = module.Model.weight_names(options)[-1]
     return _on_text(spec, options, weights, frozen, recipe, books, hashes, order)
 
@@ -159,25 +158,6 @@ def longest_sequence(mix: TrainingMix, device: str) -> Any:
     return torch.as_tensor(tokens_BT1[:1, :-1]).to(device)
 
 
-def mix_plan(spec: str, order: Order) -> Plan:
-    """The family's recipe for compressors. Raises ValueError."""
-    from models.recipe import Recipe
-    from models.shapes import SHAPES
-
-    steps = Recipe(
-        total_tokens=LOCOCO_TOKENS if order.tokens is None else order.tokens,
-        tokens_per_step=LOCOCO_TOKENS_PER_STEP,
-        autocast_bf16=False,
-        adamw_lr=LOCOCO_LR,
-        betas=(0.9, 0.999),
-        weight_decay=0.0,
-        seed=order.seed,
-        induction_heads=0,
-    )
-    # Other sequences than the base was trained on.
-    return Plan(spec, SHAPES["family"], steps, LOCOCO_LENGTHS, LOCOCO_SHARES, mix_seed_offset=1)
-
-
 def _on_text(spec, options, name, frozen: Frozen, recipe, books: Books, hashes, order: Order) -> Training:
     from models.checkpoint import compressor_name
     from models.text_training import fit_text
@@ -224,14 +204,15 @@ def sequence_tokens(options: Any, context: int | None, period: int | None) -> in
 
 def text_recipe(recipe: str, length: int, order: Order) -> tuple[Any, int]:
     """Recipe and sequences per step. Raises ValueError."""
-    from models.recipe import Recipe
     from models.text_training import TextRecipe
 
-    family = recipe == "family"
-    default = max(1, LOCOCO_TOKENS_PER_STEP // length) if family else OFFICIAL_SEQUENCES
+    from .train_recipe import plan_of
+
+    family, ours = recipe == "family", plan_of("lococo", Order()).steps
+    default = max(1, ours.tokens_per_step // length) if family else OFFICIAL_SEQUENCES
     sequences = default if order.sequences is None else order.sequences
     per_step = sequences * length
-    total = LOCOCO_TOKENS if family else OFFICIAL_STEPS * per_step
+    total = ours.total_tokens if family else OFFICIAL_STEPS * per_step
     settings: dict[str, Any] = {
         "total_tokens": total if order.tokens is None else order.tokens,
         "tokens_per_step": per_step,
@@ -240,8 +221,8 @@ def text_recipe(recipe: str, length: int, order: Order) -> tuple[Any, int]:
     }
     if family:
         schedule = ("warmup_steps", "decay_share", "final_lr_share", "clip")
-        settings |= {field: getattr(Recipe, field) for field in schedule}
-        settings |= {"adamw_lr": LOCOCO_LR, "init": "scaled", "carry": True}
+        settings |= {field: getattr(ours, field) for field in (*schedule, "adamw_lr")}
+        settings |= {"init": "scaled", "carry": True}
     return TextRecipe(**settings), sequences
 
 

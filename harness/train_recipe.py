@@ -15,7 +15,7 @@ can be known to fail is found before anything is trained.
 from __future__ import annotations
 
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from models.recipe import Recipe
 from models.shapes import load_shape, shape_from
 from models.spec import canonical, split_spec
 
-from .train import Plan
+from .train import Order, Plan
 from .train_keys import BASE, GROUP, RUN, SETTINGS, SOURCES, RecipeError, check_size, checked, text
 
 FOLDER = Path(__file__).parent / "recipes"
@@ -72,6 +72,20 @@ def read_recipe(name: str) -> RecipeFile:
         raise
     except ValueError as error:  # of shapes, specs, and `Recipe`
         raise RecipeError(f"Recipe '{name}': {error}") from None
+
+
+def plan_of(spec: str, order: Order) -> Plan:
+    """What `kvmark train SPEC` trains: the packaged CPU recipe's, but for what was asked for instead.
+
+    `spec` is canonical. One that the recipe does not list is trained as the first of its kind. Raises
+    ValueError.
+    """
+    folds = split_spec(spec)[0] == "lococo"
+    plans = [member.plan for member in read_recipe("cpu").members if (member.base is not None) == folds]
+    plan = next((plan for plan in plans if plan.spec == spec), plans[0])
+    asked = {"total_tokens": order.tokens, "seed": order.seed, "induction_heads": order.induction_heads}
+    steps = replace(plan.steps, **{name: value for name, value in asked.items() if value is not None})
+    return replace(plan, spec=spec, steps=steps)
 
 
 # --- the file -------------------------------------------------------------------------------------

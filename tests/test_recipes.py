@@ -11,11 +11,10 @@ from typer.testing import CliRunner
 
 import models
 from harness.cli import app
-from harness.train import Order, network, plan_of
-from harness.train_compressors import mix_plan
+from harness.train import Order, network
 from harness.train_data import training_books
 from harness.train_keys import RecipeError
-from harness.train_recipe import FOLDER, read_recipe
+from harness.train_recipe import FOLDER, plan_of, read_recipe
 from harness.training import origin
 from models.shapes import SHAPES
 
@@ -54,9 +53,20 @@ def test_a_network_of_the_cpu_recipe_is_that_of_its_own_command(member):
     assert member.plan == plan_of(models.canonical_spec(member.plan.spec), order)
 
 
-@pytest.mark.parametrize("member", [m for m in CPU if m.group == "compressors"], ids=lambda m: m.label)
+@pytest.mark.parametrize("member", [m for m in CPU if m.base is not None], ids=lambda m: m.label)
 def test_compressors_of_the_cpu_recipe_are_those_of_their_own_command(member):
-    assert member.plan == mix_plan(member.plan.spec, Order(tokens=member.plan.steps.total_tokens))
+    assert member.plan == plan_of(member.plan.spec, Order())
+
+
+@pytest.mark.parametrize(
+    ("spec", "like"), [("lococo:budget=64", "lococo-128"), ("yoco:mixer=swa,window=64", "transformer")]
+)
+def test_what_the_recipe_does_not_list_is_trained_like_the_first_of_its_kind(spec, like):
+    spec, (listed,) = models.canonical_spec(spec), (m.plan for m in CPU if m.label == like)
+    asked = plan_of(spec, Order(tokens=8192, seed=3))
+    assert asked.spec == spec and (asked.steps.total_tokens, asked.steps.seed) == (8192, 3)
+    steps = dataclasses.replace(listed.steps, total_tokens=8192, seed=3)
+    assert asked == dataclasses.replace(listed, spec=spec, steps=steps)
 
 
 def test_equal_plans_make_equal_cards_and_checkpoints(tmp_path):

@@ -16,7 +16,7 @@ from pretrained_help import write_checkpoint
 from train_help import assert_trained_by, plan_of_command
 from typer.testing import CliRunner
 
-from harness import train_compressors
+from harness import train_recipe
 from harness.cli import app
 from harness.loading import load_model
 from harness.plan import Settings
@@ -132,8 +132,12 @@ def test_a_network_trains(books, tmp_path):
 
 def test_compressors_train_resume_and_run(books, tmp_path, monkeypatch):
     """A few steps of the real command: the base stays frozen, and an interruption changes nothing."""
-    monkeypatch.setattr(train_compressors, "LOCOCO_TOKENS_PER_STEP", 512)
-    monkeypatch.setattr(train_compressors, "LOCOCO_LENGTHS", (256, 512))
+    recipe = (train_recipe.FOLDER / "cpu.toml").read_text()
+    for old, new in ("lengths = [1024, 4096]", "lengths = [256, 512]"), ("step = 4096", "step = 512"):
+        assert old in recipe
+        recipe = recipe.replace(old, new, 1)
+    (tmp_path / "cpu.toml").write_text(recipe)
+    monkeypatch.setattr(train_recipe, "FOLDER", tmp_path)
     whole, parts, order = tmp_path / "whole", tmp_path / "parts", Order(tokens=2048)
     train("lococo:budget=32", books, whole, order, say=quiet)
 

@@ -19,8 +19,9 @@ from typer.testing import CliRunner
 import models
 from harness import train_data
 from harness.cli import app
-from harness.train import Order, network, plan_of, train
+from harness.train import Order, network, train
 from harness.train_data import EVALUATION_SPLITS, training_books
+from harness.train_recipe import plan_of
 from harness.training import only_one, origin
 from models.initialisation import induction_heads, induction_note
 from models.shapes import SHAPES

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from harness.train import Order, Plan, plan_of
-from harness.train_compressors import mix_plan
-from harness.train_recipe import read_recipe
+from harness.train import Order, Plan
+from harness.train_recipe import plan_of, read_recipe
 
 RECIPE = """
 device = "cpu"
@@ -99,7 +98,7 @@ def plan_of_command(command: str) -> Plan:
         return next(member.plan for member in members if member.label == given["--only"])
     numbers = {name.lstrip("-").replace("-", "_"): value for name, value in given.items() if name != "--data"}
     order = Order(**{name: int(value) for name, value in numbers.items()})
-    return (mix_plan if words[2].startswith("lococo") else plan_of)(words[2], order)
+    return plan_of(words[2], order)
 
 
 def assert_trained_by(card: dict, plan: Plan) -> None:
