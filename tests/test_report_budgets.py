@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from recorded_tasks import Told, case, write_cells
 
 from harness.report import build, load_run, summary
-from harness.report.budgets import budget_of, is_crowded, near, policy, rest, slices
+from harness.report.budgets import budget_of, is_crowded, near, once, policy, rest, said, slices
 from harness.report.by_budget import budget_section, bytes_section
 from harness.report.groups import groups, needle_suites
 from harness.report.kept import PAPER, equal_bytes_section, kept_section
@@ -121,7 +122,21 @@ class TestWhichAreShown:
 
     def test_the_terminal_says_what_it_leaves_out(self, folder):
         first = summary(load_run(folder))[0]
-        assert len(first.rows) == 6 and any("Each policy at one budget" in note for note in first.notes)
+        (note,) = [note for note in first.notes if "Each policy at one budget" in note]
+        assert len(first.rows) == 6 and "1/8 of the longest prompt (128 tokens" in note
+        # There nothing is below, and no part has a name.
+        assert "below" not in note and "“" not in note and "folded tables of the report" in note
+
+    def test_without_questions_the_longest_context_decides(self, tmp_path):
+        read = [cell for cell in cells() if cell.suite.startswith("pg19")]
+        (less,) = groups(load_run(write_cells(tmp_path / "read", read)))
+        assert "1/8 of the longest context (64 tokens" in said(less)
+
+    def test_what_is_found_out_is_kept_by_module_and_name(self, group):
+        found = [lambda group, n=n: n for n in range(2)]
+        for n, find in enumerate(found):
+            find.__module__, find.__qualname__ = f"module_{n}", "_looks"
+        assert [once(find)(group) for find in found] == [0, 1]
 
 
 class TestKeyedLeads:
@@ -165,6 +180,19 @@ class TestOverBudgets:
         (part,) = budget_section(less, "x", measures(less))
         assert any("variant=keyed" in note and "tova:budget=64" in note for note in part.notes)
 
+    def test_a_place_that_only_a_budget_in_bytes_scored_has_no_chart(self, tmp_path):
+        stated = f"window:budget_bytes={LOCOCO_BYTES}"
+        others = [replace(cell, status="oom") if cell.suite == KEYED else cell for cell in cells()]
+        others.append(Told(stated, KEYED, {"length": 1024, "depth": 0.5}, needles(1024, 5)))
+        run = write_cells(tmp_path / "bytes", others)
+        manifest = json.loads((run / "run.json").read_text(encoding="utf-8"))
+        manifest["architectures"] = {stated: {"budget": 150}}
+        (run / "run.json").write_text(json.dumps(manifest), encoding="utf-8")
+        (less,) = groups(load_run(run))
+        (part,) = budget_section(less, "x", measures(less))
+        assert len(part.charts) == 3 and not any("keyed" in chart.title for chart in part.charts)
+        assert any("keyed" in note and "tova:budget=64" in note for note in part.notes)
+
     def test_against_bytes_those_in_bytes_are_on_their_policys_line(self, group):
         part = bytes_section(group, "x", measures(group))
         chart = next(chart for chart in part.charts if "Bits/byte" in chart.title)
@@ -192,9 +220,8 @@ class TestWhichTokensToKeep:
     def test_the_order_is_stated_in_words(self, group):
         (part,) = kept_section(group)
         note = part.notes[0]
-        assert (
-            "tova < " in note and note.count("≈") == 1 and note.split(": ")[1].split(".")[0].endswith("< h2o")
-        )
+        chain = note.partition("(< : fewer bits, ≈ : cannot be told apart): ")[2]
+        assert "tova < " in chain and chain.count("≈") == 1 and chain.split(".")[0].endswith("< h2o")
         assert "cannot be told apart" in note and ("window and random" in note or "random and window" in note)
 
     def test_figures_of_the_paper_are_labelled_and_as_published(self, group):
@@ -217,7 +244,7 @@ class TestEqualBytes:
         (part,) = equal_bytes_section(group)
         ((row,),) = [part.tables[0].rows]
         assert [entry.text for entry in row] == [
-            "lococo:budget=64", f"window:budget_bytes={LOCOCO_BYTES}", "−0.100", "better than it", "5",
+            "lococo:budget=64", f"window:budget_bytes={LOCOCO_BYTES}", "−0.100", "better than window", "5",
             "39.1 KiB", "39.1 KiB", "2.400", "2.500", "150 tokens",
         ]  # fmt: skip
         assert row[2].note == "−0.100 to −0.100"

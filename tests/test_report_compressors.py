@@ -108,6 +108,18 @@ def test_what_a_compressor_was_trained_on_is_told(folder):
     assert "no held-out figure" in part.tables[0].notes[0]
 
 
+def test_compressors_and_networks_share_no_chart(folder):
+    """They were trained on other sequences, and lococo-64, which is not finished, is one of them, too."""
+    part, _ = training_section(folder_curves([folder]), "t")
+    networks, compressors = part.charts
+    assert [chart.slug for chart in part.charts] == ["t-0", "t-3"]
+    assert compressors.title.startswith("Compressors: ") and "none of their numbers compares" in part.lead
+    assert {row[0].text for row in networks.table.rows} == {"transformer"}
+    assert {row[0].text for row in compressors.table.rows} == {"lococo-128", "lococo-64 (not finished)"}
+    alone = [curve for curve in folder_curves([folder]) if curve.name == "transformer"]
+    assert "compressor" not in training_section(alone, "t")[0].lead
+
+
 def ticks(chart) -> list[str]:
     """Labels of the axis of α."""
     return re.findall(r">(−?\d\.\d+)</text>", chart.svg)

@@ -14,9 +14,9 @@ from matplotlib.textpath import TextPath
 from recorded_tasks import Told, case, write_cells
 
 import models
-from harness.report import load_run
+from harness.report import load_run, summary
 from harness.report.budget_lines import over_budgets
-from harness.report.budgets import near, policies, policy_names, rest, said, slices
+from harness.report.budgets import absent_alerts, near, only, policies, policy_names, rest, said, slices
 from harness.report.by_budget import budget_section, bytes_section
 from harness.report.canvas import wrapped
 from harness.report.cost import cost_section
@@ -24,6 +24,8 @@ from harness.report.groups import Group, groups
 from harness.report.load import TELEMETRY_COLUMNS, Run
 from harness.report.measured import measures
 from harness.report.needles import needle_sections
+from harness.report.quality import quality_section
+from harness.report.sections import sections
 from harness.report.style import css
 from harness.report.timeline import timelines
 
@@ -151,6 +153,11 @@ class TestLines:
         assert {official, ours[0], ours[2]} <= folded
         assert {*near(group).architectures, *rest(group).architectures} == {*group.architectures}
         assert "variants whose nearest is farther" in said(group)
+        (alert,) = absent_alerts(group)
+        assert "maps: lococo, whose nearest budget is 128 tokens" in alert and ours[1] in alert
+        (verdict, *_) = sections(group, "x")
+        assert alert in verdict.alerts and alert in summary(group.run)[0].notes
+        assert absent_alerts(near(group)) == []
 
     def test_a_family_without_that_budget_is_shown_at_its_nearest(self, group):
         less = [spec for spec in group.architectures if spec != lococos(group)[2]]
@@ -200,6 +207,10 @@ class TestPoints:
 
     def test_hollow_is_explained_where_it_is_seen(self, group):
         assert "hollow" in bytes_section(group, "x", measures(group)).lead
+        assert "Hollow points tell variants" in cost_section(near(group), "c").lead
+        assert "Hollow points tell variants" in quality_section(near(group), "q").lead
+        alone = only(group, ["transformer", IDLE])
+        assert "ollow" not in cost_section(alone, "c").lead + quality_section(alone, "q").lead
 
 
 @pytest.fixture(scope="module")

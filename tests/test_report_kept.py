@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -68,7 +69,7 @@ class TestOrder:
     def test_whoever_never_evicted_has_no_place_in_it(self, tmp_path):
         bits = {"snapkv": 2.0, **STEADY}
         rows, said, _ = quarter(tmp_path, pieces(bits=bits, idle=("snapkv",)))
-        assert "best to worst: tova < window < h2o." in said
+        assert "best to worst (< : fewer bits, ≈ : cannot be told apart): tova < window < h2o." in said
         assert said.endswith("Not ordered, never exercised: snapkv.")
         assert rows["snapkv"][4].text == "not exercised" and rows["tova"][4].text == "better than window"
 
@@ -80,7 +81,7 @@ class TestOrder:
         """h2o lost its two worst books: of those that are left its total is the best of all."""
         rows, said, _ = quarter(tmp_path, pieces(lost={"h2o": (3, 4)}))
         assert float(rows["h2o"][2].text) < float(rows["window"][2].text)
-        assert "best to worst: tova < window. Every neighbour differs" in said
+        assert "told apart): tova < window. Every neighbour differs" in said
         assert said.endswith("Not ordered, without a score of each of the 5 books: h2o.")
         assert rows["h2o"][4].text == "worse than window" and rows["h2o"][5].text == "3"
 
@@ -99,6 +100,32 @@ class TestOrder:
             assert said.startswith("No order at 128 tokens (1/4): fewer than two")
             assert "tova, window, h2o" in said
 
+    def test_what_failed_is_called_by_its_status(self, tmp_path):
+        """And who was asked nothing there by nothing: only what was scored can have been not finite."""
+        cells = [
+            replace(cell, status="timeout") if cell.architecture.startswith("h2o") else cell
+            for cell in pieces(lost={"tova": range(5)})
+        ]
+        cells.append(Told("random:budget=128", "needle", {"length": 512, "depth": 0.5}, case("n"), 1))
+        rows, _, _ = quarter(tmp_path, cells)
+        told = {name: [entry.text for entry in row[1:]] for name, row in rows.items()}
+        assert [told[name][0] for name in ("h2o", "tova", "random")] == ["timeout", "not finite", "–"]
+        assert rows["h2o"][1].failed and told["h2o"][1:] == ["–"] * 4
+
+    def test_another_network_is_called_neither_better_nor_worse(self, tmp_path):
+        """Its number stays. Compressors beside the window's own weights leave the network what it is."""
+        values = books([2.05 + n / 5 for n in range(5)])
+        more = [Told(spec, SUITE, PIECES, values, 5) for spec in ("yoco", "lococo:budget=128")]
+        group = group_of(tmp_path, pieces() + more)
+        same, rows = "reference@00ff00ff", group.rows
+        labels = {"yoco": "yoco-swa@11", "lococo:budget=128": f"{same}+lococo-128@22"}
+        rows = rows.assign(weights=rows["architecture"].map(labels).fillna(same))
+        (part,) = kept_section(replace(group, rows=rows))
+        found = {row[0].text: [entry.text for entry in row[3:5]] for row in part.tables[0].rows}
+        assert found["yoco"] == ["−0.150", "another network"]
+        assert found["lococo:budget=128"] == ["−0.150", "better than window"]
+        assert found["transformer"] == ["−0.200", "better than window"]
+
     @pytest.mark.parametrize("count", [1, 2])
     def test_too_few_books_for_an_interval(self, tmp_path, count):
         rows, said, _ = quarter(tmp_path, pieces(count))
@@ -113,7 +140,7 @@ class TestOrder:
         rows, said, _ = quarter(tmp_path, cells)
         low, high = map(float, rows["tova"][3].note.replace("−", "-").split(" to "))
         assert low < 0 < high and rows["tova"][4].text == "cannot be told from window"
-        assert "<" not in said.partition(": ")[2]
+        assert "<" not in said.partition("): ")[2]
         (alone,) = groups(load_run(write_cells(tmp_path / "alone", cells[1:])))
         assert not any(row[-2].best for row in headline(alone).rows)
 
@@ -130,13 +157,14 @@ class TestOrder:
 
 
 class TestEqualBytes:
-    def rivals(self, folder, holds: dict[str, float], idle: tuple[str, ...] = (), **more):
+    def rivals(self, folder, holds: dict[str, float], idle: tuple[str, ...] = (), failed=(), **more):
         """LoCoCo holds 40,000 bytes; `holds` says what others do."""
         cells = [Told("lococo:budget=64", SUITE, PIECES, books([2 + n / 5 for n in range(5)]), 5)]
         for place, (spec, live) in enumerate(holds.items()):
             rows = books([2.1 + place + n / 5 for n in range(5)])
             rows += [{"metric": "cache_bytes_live", "value": 2 * live}] * 3
-            cells.append(Told(spec, SUITE, PIECES, rows, 5, 0 if spec in idle else None))
+            state = {"acted": 0 if spec in idle else None, "status": "crash" if spec in failed else "ok"}
+            cells.append(Told(spec, SUITE, PIECES, rows, 5, **state))
         found = equal_bytes_section(group_of(folder, cells, **more))
         return [[entry.text for entry in row[1:4]] for part in found for row in part.tables[0].rows], found
 
@@ -145,20 +173,29 @@ class TestEqualBytes:
                  "tova:budget_bytes=50000": 39_900.0, "random:budget_bytes=50001": 50_001.0}  # fmt: skip
         rows, _ = self.rivals(tmp_path, holds)
         assert rows == [
-            ["window:budget_bytes=40000", "−0.100", "better than it"],
-            ["h2o:budget_bytes=40001", "–", "it holds other bytes"],
-            ["tova:budget_bytes=50000", "−2.100", "better than it"],
+            ["window:budget_bytes=40000", "−0.100", "better than window"],
+            ["h2o:budget_bytes=40001", "–", "h2o holds other bytes"],
+            ["tova:budget_bytes=50000", "−2.100", "better than tova"],
         ]
 
     def test_an_idle_rival_is_no_rival(self, tmp_path):
         spec = "snapkv:budget_bytes=40000"
         rows, _ = self.rivals(tmp_path, {spec: 40_000.0}, idle=(spec,))
-        assert rows == [[spec, "−0.100", "it not exercised"]]
+        assert rows == [[spec, "−0.100", "snapkv not exercised"]]
+
+    def test_a_rival_that_crashed_is_no_rival_and_not_called_not_finite(self, tmp_path):
+        """Nothing was counted of it: that both hold the same bytes is not known."""
+        spec = "window:budget_bytes=40000"
+        rows, (part,) = self.rivals(tmp_path, {spec: 40_000.0}, failed=(spec,))
+        assert rows == [[spec, "–", "bytes of window not counted"]]
+        (row,) = part.tables[0].rows
+        told = dict(zip(part.tables[0].columns, (entry.text for entry in row), strict=True))
+        assert told["rival's bytes"] == "–" and told["rival's bits/byte"] == "crash"
 
     def test_lengths_beyond_training_are_marked(self, tmp_path):
         _, (part,) = self.rivals(tmp_path, {"window:budget_bytes=40000": 40_000.0}, trained=256)
         assert part.tables[0].caption.endswith("512 tokens (beyond the trained length).")
-        assert part.tables[0].columns[:4] == ["LoCoCo", "against", "difference", "in words"]
+        assert part.tables[0].columns[:4] == ["LoCoCo", "rival", "difference", "in words"]
 
 
 class TestStudent:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections import Counter
 from dataclasses import replace
 
 import pandas as pd
@@ -19,8 +18,8 @@ from matplotlib.ticker import FuncFormatter
 from ..metrics import METRICS, NOTHING, Metric, format_bytes
 from .books import interval_text
 from .budgets import budget_of, in_bytes, once, policies, policy_names, whole
-from .canvas import PAPER, Chart, Style, drawing, figure, legend, render, styles, tick
-from .groups import Group, family
+from .canvas import PAPER, Chart, Style, drawing, figure, legend, marked, render, styles, tick
+from .groups import Group
 from .html import Entry, Table, table_of
 from .lines import log_axis, token_axis
 from .remarks import hand_set
@@ -29,8 +28,6 @@ from .remarks import hand_set
 BESIDE, SPREAD = 1.035, 1.12
 #: Width and height of a chart; a long legend makes it higher.
 SIZE_IN = (5.0, 4.7)
-#: Markers of the second variant of a family and further ones; the first has the family's own.
-VARIANT_MARKERS = ((4, 1, 0), "H", "d")
 #: Characters of a figure's title that stand in one line.
 TITLE_WIDTH = 52
 
@@ -94,14 +91,7 @@ def over_bytes(
 def _looks(group: Group) -> dict[str, Style]:
     """Policy -> its style: filled, and a marker of its own for each variant of a family."""
     names = policy_names(group)
-    looks = styles(list(dict.fromkeys(names[spec] for spec in group.drawn if spec in names)))
-    seen: Counter[str] = Counter()
-    for name, style in looks.items():
-        variant = seen[family(name)]
-        marker = VARIANT_MARKERS[(variant - 1) % len(VARIANT_MARKERS)] if variant else style.marker
-        looks[name] = replace(style, face=style.color, marker=marker)
-        seen[family(name)] += 1
-    return looks
+    return marked(styles(list(dict.fromkeys(names[spec] for spec in group.drawn if spec in names))))
 
 
 def _shift(place: int, count: int) -> float:

@@ -2,7 +2,8 @@
 
 A run is *crowded* where some policy has three budgets or more: then maps, forensics and the verdict show each
 policy at one budget, the nearest to 1/8 of the longest prompt (`near`), other budgets are folded tables
-(`slices`, `rest`), and every budget is a point of “Quality by budget”. Other runs are shown whole.
+(`slices`, `rest`), and every budget is a point of “Quality by budget”. Variants that are not shown at any
+budget are named (`absent_alerts`). Other runs are shown whole.
 
 What is found out about a group is kept with it (`once`), as its `ok` is: a page asks many times.
 """
@@ -15,6 +16,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache, wraps
 from typing import TypeVar
+
+import pandas as pd
 
 from .groups import NO_CONTEXT, Group, family
 
@@ -32,11 +35,12 @@ T = TypeVar("T")
 
 def once(find: Callable[[Group], T]) -> Callable[[Group], T]:
     """Asked again about the same group, the same answer."""
+    name = f"{find.__module__}.{find.__qualname__}"
 
     @wraps(find)
     def found(group: Group) -> T:
         kept = vars(group)  # as functools.cached_property does: the dataclass is frozen, its dict is not
-        if (name := find.__qualname__) not in kept:
+        if name not in kept:
             kept[name] = find(group)
         return kept[name]
 
@@ -124,9 +128,14 @@ def is_crowded(group: Group) -> bool:
 @once
 def target(group: Group) -> float:
     """1/8 of the longest prompt that was asked about, else of the longest context of any kind."""
-    asked = group.rows[group.rows["suite_name"].isin(["needle", "recall", "ruler"])]
+    asked = _asked(group)
     longest = (asked if len(asked) else group.rows)["context"].max()
     return max(longest, 1.0) / SHARE if longest != NO_CONTEXT else math.nan
+
+
+def _asked(group: Group) -> pd.DataFrame:
+    """Rows of suites that ask something at the end of a prompt."""
+    return group.rows[group.rows["suite_name"].isin(["needle", "recall", "ruler"])]
 
 
 @once
@@ -186,13 +195,28 @@ def only(group: Group, specs: list[str]) -> Group:
 
 
 def said(group: Group) -> str:
-    """Which budgets stand where, for a lead; empty where there is no crowd."""
+    """Which budgets stand where, on the page and in a terminal; empty where there is no crowd."""
     if not is_crowded(group):
         return ""
     shown = Counter(b for s in near(group).architectures if (b := budget_of(group, s)) is not None)
-    usual = shown.most_common(1)[0][0]
+    usual, longest = shown.most_common(1)[0][0], "prompt" if len(_asked(group)) else "context"
     return (
-        f"Each policy at one budget here, the nearest to 1/{SHARE} of the longest prompt ({usual:,} tokens "
+        f"Each policy at one budget, the nearest to 1/{SHARE} of the longest {longest} ({usual:,} tokens "
         "where it has that); other budgets, and variants whose nearest is farther than that of another of "
-        "their family, are folded below, and every one is a point of “Quality by budget”."
+        "their family, are in folded tables of the report, and every one is a point of its charts by budget."
     )
+
+
+def absent_alerts(group: Group) -> list[str]:
+    """Which variants of a family are not shown, because another's budget is nearer."""
+    shown, found = {*near(group).architectures}, []
+    for name, specs in policies(group).items():
+        if shown.isdisjoint(specs):
+            nearest = min(specs, key=lambda spec: _distance(group, spec))
+            others = [s for own in policies(group).values() for s in own if family(s) == family(name)]
+            instead = ", ".join(spec for spec in others if spec in shown)
+            found.append(
+                f"Not shown in the verdict and the report's maps: {name}, whose nearest budget is "
+                f"{budget_of(group, nearest):,} tokens; {instead} stands for its family."
+            )
+    return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from .budget_lines import over_budgets, over_bytes
-from .budgets import budget_of, is_crowded
+from .budgets import budget_of, in_bytes, is_crowded
 from .canvas import Chart
 from .groups import Group, context_name
 from .language import language, language_sources
@@ -17,13 +17,13 @@ from .section import Section
 LEAD = (
     "Each line is one policy at its budgets in tokens, each horizontal line an architecture that has none. "
     "Whiskers are 95 % intervals (points of one budget stand side by side); a hollow point is a budget that "
-    "the policy never exhausted, so that it shows the whole cache. LoCoCo's budget is its memory: the block "
-    "that it has not compressed yet comes on top, and so the same is drawn against bytes further below."
+    "the policy never filled, so the score is that of the full cache. LoCoCo's budget is its memory: the "
+    "block that it has not compressed yet comes on top, and so the same is drawn against bytes further below."
 )
 BYTES_LEAD = (
     "The same scores over what one request holds: to the left it holds less. A line joins the budgets of one "
-    "policy, those stated in bytes among them; a hollow point is a budget that the policy never exhausted, "
-    "so that it shows the whole cache. At the largest length of each suite."
+    "policy, those stated in bytes among them; a hollow point is a budget that the policy never filled, so "
+    "the score is that of the full cache. At the largest length of each suite."
 )
 
 
@@ -36,7 +36,7 @@ def budget_section(group: Group, prefix: str, scores: list[Measure]) -> list[Sec
         for place, (context, kind) in enumerate(measure.places):
             frame = measure.at(context, kind)
             slug, title = f"{prefix}-{number}-{place}", _title(group, measure, context, kind)
-            if any(budget_of(group, spec) is not None for spec in frame["architecture"]):
+            if any(budget_of(group, s) is not None and in_bytes(s) is None for s in frame["architecture"]):
                 found.charts.append(over_budgets(slug, title, measure.metric, frame, group))
             notes += _missing(group, frame["architecture"], title)
     found.notes = list(dict.fromkeys(notes + _not_finite(group))) + weights_told(group)

@@ -2,8 +2,11 @@
 
 Figures are drawn once with the literal colours of the light theme. The PNG keeps them on white; in
 the SVG each literal is replaced by the CSS variable it stands for (text and axes by `currentColor`),
-the background is transparent and text stays text. An architecture has one colour, one marker and
-one line style on the whole page: colour and marker by family, line style and filling by variant.
+the background is transparent and text stays text. Colour and marker are dealt by family, line style and
+filling by variant. Families that are named here look alike on every page; the others, and variants, are
+dealt anew for each list of architectures: a part of a crowded page (`budgets.only`) deals among its own.
+Hollow is a variant (`variants_told`), but in charts over budgets (`budget_lines.py`), where it is a policy
+that had nothing to do: there, and over training, variants have markers of their own (`marked`).
 
 Deterministic by construction: no pyplot state, no user's matplotlibrc, a hash salt per figure, no date.
 """
@@ -12,9 +15,10 @@ from __future__ import annotations
 
 import io
 import re
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import matplotlib
@@ -45,6 +49,8 @@ OTHERS = (
     ("#8f1d2c", "--other-5", ">"),
     ("#0f7b8a", "--other-6", "p"),
 )
+#: Markers of the second variant of a family and further ones, where they are told apart so (`marked`).
+VARIANT_MARKERS = ((4, 1, 0), "H", "d")
 DASHES = ("-", (0, (4, 2)), (0, (1, 1.5)), (0, (5, 1.5, 1, 1.5)))
 #: One hue for shares from 0 to 1, in steps of a tenth; dark mode runs the other way.
 RAMP = tuple(
@@ -152,6 +158,23 @@ def styles(architectures: list[str]) -> dict[str, Style]:
         face = color if variant % 2 == 0 else PAPER
         found[spec] = Style(color, marker, DASHES[variant % len(DASHES)], face, max(4.5, 8.0 - 0.5 * place))
     return found
+
+
+def marked(looks: dict[str, Style]) -> dict[str, Style]:
+    """The same with variants of a family told apart by their markers, all filled."""
+    seen: Counter[str] = Counter()
+    for spec, style in looks.items():
+        variant = seen[family(spec)]
+        marker = VARIANT_MARKERS[(variant - 1) % len(VARIANT_MARKERS)] if variant else style.marker
+        looks[spec] = replace(style, face=style.color, marker=marker)
+        seen[family(spec)] += 1
+    return looks
+
+
+def variants_told(architectures: list[str]) -> str:
+    """A lead's sentence about hollow points, for charts of these in `styles`; empty where none is hollow."""
+    hollow = any(style.face == PAPER for style in styles(architectures).values())
+    return " Hollow points tell variants of a family apart, and nothing else." * hollow
 
 
 @contextmanager

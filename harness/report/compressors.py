@@ -39,7 +39,8 @@ TRAINED_ON = "What each was trained on."
 BITS = (
     "Bits/byte is a running mean over all bytes of the training sequences that are no answers, predicted "
     "through the compressed cache. The first bytes of a sequence count, too, which were predicted before "
-    "anything was mixed. It compares with compressors of the same sequences only, and is no held-out figure."
+    "anything was mixed. It can be compared only between compressors trained on the same sequences, and is "
+    "no held-out figure."
 )
 LAST = (
     "The last entry: α, and in small print the entropy of the learned mixture as a share of its maximum and "

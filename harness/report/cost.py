@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..metrics import NOTHING, format_share
-from .canvas import Chart
+from .canvas import Chart, variants_told
 from .groups import (
     NO_CONTEXT,
     Group,
@@ -53,6 +53,7 @@ def cost_section(group: Group, prefix: str) -> Section:
     lead = (
         "Median; whiskers from the first to the third quartile. A cross on the axis is a cell that failed. "
         + "The last chart is the median of each single step: work in bursts shows as spikes." * bool(steps)
+        + variants_told(group.drawn)
     )
     notes = [] if steps else ["Too few decode steps were timed for a curve over positions."]
     found = Section("Cost", lead, charts=charts + steps, alerts=warnings + _busy(group), notes=notes)

@@ -2,8 +2,9 @@
 
 TOVA's protocol: pieces of a book, each from an empty cache. Perplexities are Σ/Σ over all books; their
 intervals resample whole books, and what the words say rests on Student's interval of differences in pairs
-(`statistics.student`). Whoever never had to evict, or lacks a book, has no place in the order. Beside it
-stands what the paper published (`PAPER`), which nobody measured here.
+(`statistics.student`): books were resampled and not trainings, so another network is never called better or
+worse. Whoever never had to evict, or lacks a book, has no place in the order. Beside it stands what the
+paper published (`PAPER`), which nobody measured here.
 """
 
 from __future__ import annotations
@@ -14,15 +15,24 @@ import pandas as pd
 
 from ..metrics import METRICS, NOTHING
 from .books import interval_text, signed
-from .budgets import budget_of, in_bytes, policies, whole
+from .budgets import budget_of, in_bytes, policies, policy, whole
 from .groups import Group, context_name, not_exercised
 from .html import Entry, Table, table_of
-from .language import NOT_FINITE, Source, bits_difference, bits_interval, language_cases, language_sources
+from .language import (
+    NOT_FINITE,
+    Source,
+    bits_difference,
+    bits_interval,
+    language_cases,
+    language_sources,
+    not_finite,
+)
 from .remarks import beyond_name, weights_told
 from .section import Section
 from .statistics import FEW_PAIRS, bootstrap, excludes_zero, language_totals, perplexity
 
 PROTOCOL, PARTS, RIVAL = "tova", (4, 8), "window"
+OTHER_NETWORK = "another network"
 #: TOVA, arXiv 2401.06104, Table 3: PG-19 perplexity of Llama-2-7B by tokens kept of 4,096.
 PAPER_SIZES = (64, 128, 256, 512, 1024, 2048, 4096)
 PAPER = {
@@ -36,18 +46,21 @@ PAPER = {
 }
 PAPER_CAPTION = (
     "Paper, not measured here: perplexity per token of Llama-2-7B on PG-19, by tokens kept of 4,096 (TOVA, "
-    "arXiv 2401.06104, Table 3). Window+4 is our window (4 sinks), TOVA-layer our tova, Baseline our short, "
-    "and 4,096 the whole cache."
+    "arXiv 2401.06104, Table 3). Window+4 is our window (4 sinks), H2O-head our h2o (by head), TOVA-layer "
+    "our tova, Baseline our short, and 4,096 the whole cache. The table's row H2O-layer is left out: in the "
+    "text that was read it repeats Window+1's numbers."
 )
 LEAD = (
     "Perplexity per token and bits per byte of books read in pieces, each from an empty cache, where a "
     "policy keeps 1/4 and 1/8 of their tokens (LoCoCo's budget is its memory: the block that it has not "
     "compressed yet comes on top). Small print: 95 % intervals; those of perplexity and bits per byte are "
     "resampled over whole books (bootstrap), those of differences are Student's, over the same books, in "
-    "pairs, and they alone decide what is called better, worse or apart from its neighbour. Each comparison "
-    "stands for itself: nothing is corrected for their number. Compare with the paper by order and not by "
-    "value: network, text and what a token is are others there (7B parameters, whole books, tokens of "
-    "several letters; here small networks, the text named below and bytes)."
+    "pairs, and they alone decide what is called better, worse or different from the next in the order. That "
+    "is said of policies on one network; another network differs by its training, too, and one training "
+    "tells nothing of that. Each comparison stands for itself: nothing is corrected for their number. "
+    "Compare with the paper by order and not by value: network, text and what a token is are others there "
+    "(7B parameters, whole books, tokens of several letters; here small networks, the text named below and "
+    "bytes)."
 )
 
 
@@ -96,10 +109,11 @@ def _table(
     part: int,
 ) -> Table:
     rows, window, ppl = [], _of(cases, own[RIVAL]), METRICS["token_ppl"].format
+    weights = _weights(group)
     for spec in [*whole(group), *own.values()]:
         mine = _of(cases, spec)
         if mine.empty:
-            rows.append([Entry(spec), Entry(NOT_FINITE, failed=True), *[Entry(NOTHING)] * 4])
+            rows.append([spec, _unscored(group, source, spec, context), *[NOTHING] * 4])
             continue
         totals, marks = language_totals(mine), ["not exercised"] * (spec in idle)
         row = [spec, Entry(ppl(totals["token_ppl"]), interval_text(_perplexity(mine), ppl))]
@@ -108,13 +122,30 @@ def _table(
         if spec == own[RIVAL]:
             rows.append([*row, NOTHING, NOTHING, f"{len(mine)}"])
             continue
-        rows.append([*row, *_pair(mine, window, spec in idle, own[RIVAL] in idle, RIVAL)])
+        pair = _pair(mine, window, spec in idle, own[RIVAL] in idle, RIVAL)
+        if not weights[own[RIVAL]] <= weights[spec]:
+            pair[1] = OTHER_NETWORK
+        rows.append([*row, *pair])
     columns = ["architecture", "token perplexity", "bits/byte", f"bits/byte minus\n{own[RIVAL]}", "in words"]
     caption = (
         f"{context / part:,.0f} of {context_name(context)}{beyond_name(group, context)} kept (1/{part}), "
         f"{source.suite} on {source.text}."
     )
     return table_of([*columns, "books"], rows, caption)
+
+
+def _weights(group: Group) -> dict[str, set[str]]:
+    """Architecture -> the weights that it runs on; compressors stand beside those of the network below."""
+    labels = group.rows.groupby("architecture")["weights"].agg(lambda own: "+".join(own.dropna().unique()))
+    return {architecture: set(label.split("+")) for architecture, label in labels.items()}
+
+
+def _unscored(group: Group, source: Source, spec: str, context: float) -> Entry:
+    """What became of an architecture that scored no book."""
+    failed = group.failures[group.failures["suite"] == source.suite]
+    failed = failed[(failed["architecture"] == spec) & (failed["context"] == context)]
+    told = [*failed["status"].unique(), *[NOT_FINITE] * ((spec, context) in not_finite(group, source))]
+    return Entry(", ".join(told) or NOTHING, failed=bool(told))
 
 
 def _of(cases: pd.DataFrame, spec: str) -> pd.DataFrame:
@@ -167,9 +198,10 @@ def _ordering(cases: pd.DataFrame, own: dict[str, str], idle: set[str], context:
     if len(ordered) < 2:
         return f"No order {where}: fewer than two policies can be compared.{rest}"
     order = sorted(ordered, key=lambda name: language_totals(ordered[name])["bits_per_byte"])
-    found = f"As found {where}, bits per byte from best to worst: "
+    signs = "(< : fewer bits, ≈ : cannot be told apart)"
+    found = f"As found {where}, bits per byte from best to worst"
     if books < FEW_PAIRS:
-        return f"{found}{', '.join(order)}. No intervals over fewer than {FEW_PAIRS} books.{rest}"
+        return f"{found}: {', '.join(order)}. No intervals over fewer than {FEW_PAIRS} books.{rest}"
     chain, alike = order[0], []
     for first, second in zip(order, order[1:], strict=False):
         apart = excludes_zero(bits_difference(ordered[first], ordered[second])[1])
@@ -180,24 +212,25 @@ def _ordering(cases: pd.DataFrame, own: dict[str, str], idle: set[str], context:
         said = (
             f"Neighbours that cannot be told apart (their paired 95 % interval holds 0): {'; '.join(alike)}"
         )
-    return f"{found}{chain}. {said}.{rest}"
+    return f"{found} {signs}: {chain}. {said}.{rest}"
 
 
 def equal_bytes_section(group: Group) -> list[Section]:
     """LoCoCo against policies that were given its bytes; nothing where nobody was."""
     found = Section(
         "LoCoCo at equal cache bytes",
-        "Each line compares one LoCoCo with a policy whose budget in bytes is what that LoCoCo holds, its "
-        "memory and the block that it has not compressed yet; both hold the same within 1 %, as counted in "
-        "this run. The difference in bits per byte is taken over the same books, in pairs, with Student's "
-        "95 % interval; below 0 LoCoCo is the better one. Nothing is corrected for the number of lines.",
+        "Each line compares one LoCoCo with a rival, a policy whose budget in bytes is what that LoCoCo has, "
+        "its memory and the block that it has not compressed yet; both hold the same within 1 %, as counted "
+        "in this run (else the line says so, and compares nothing). The difference in bits per byte is taken "
+        "over the same books, in pairs, with Student's 95 % interval; below 0 LoCoCo is the better one. "
+        "Nothing is corrected for the number of lines.",
     )
     for source in language_sources(group):
         cases = language_cases(group, source)
         if len(cases) and (rows := _rivals(group, source, cases)):
             context = cases["context"].max()
-            columns = ["LoCoCo", "against", "difference", "in words", "books", "bytes", "its bytes"]
-            columns += ["bits/byte", "its bits/byte", "it keeps"]
+            columns = ["LoCoCo", "rival", "difference", "in words", "books", "bytes", "rival's bytes"]
+            columns += ["bits/byte", "rival's bits/byte", "rival keeps"]
             where = f"{context_name(context)}{beyond_name(group, context)}"
             found.tables.append(table_of(columns, rows, f"{source.suite} on {source.text}, {where}."))
     found.notes = weights_told(group)
@@ -223,12 +256,15 @@ def _rivals(group: Group, source: Source, cases: pd.DataFrame) -> list[list[str 
             numbers = [
                 Entry(bits(language_totals(part)["bits_per_byte"]))
                 if len(part)
-                else Entry(NOT_FINITE, failed=True)
-                for part in (mine, theirs)
+                else _unscored(group, source, one, context)
+                for one, part in ((spec, mine), (other, theirs))
             ]
-            pair = _pair(mine, theirs, spec in idle, other in idle, "it")
-            if its_bytes is not None and not equal:
-                pair = [NOTHING, "it holds other bytes", NOTHING]
+            rival = policy(other)
+            pair = _pair(mine, theirs, spec in idle, other in idle, rival)
+            if its_bytes is None:
+                pair = [NOTHING, f"bytes of {rival} not counted", NOTHING]
+            elif not equal:
+                pair = [NOTHING, f"{rival} holds other bytes", NOTHING]
             rows.append([spec, other, *pair, size(bytes_), size(its_bytes), *numbers, _tokens(group, other)])
     return rows
 

@@ -6,7 +6,7 @@ import math
 
 import pandas as pd
 
-from .canvas import Chart
+from .canvas import Chart, variants_told
 from .groups import (
     Group,
     context_name,
@@ -50,7 +50,7 @@ def quality_section(group: Group, prefix: str) -> Section:
         frame = frame.assign(low=math.nan, high=math.nan).dropna(subset=["value"])
         slug, title = f"{prefix}-bits-{number}", f"Bits/byte on {source.name}"
         charts += _against_bytes(slug, title, "bits_per_byte", frame, group, source.suite)
-    lead = "Each point is one architecture: to the left it holds less."
+    lead = "Each point is one architecture: to the left it holds less." + variants_told(group.drawn)
     if not charts:
         lead = "No quality score with known cache bytes in this run."
     notes = list(dict.fromkeys(missing)) + (weights_told(group) if charts else [])

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from .all_numbers import numbers_section
 from .books import book_section, book_tables
-from .budgets import is_crowded, near, rest, said, slices
+from .budgets import absent_alerts, is_crowded, near, rest, said, slices
 from .by_budget import budget_section, bytes_section
 from .cost import cost_section
 from .groups import Group, context_name
@@ -64,7 +64,7 @@ def _verdict(group: Group, shown: Group) -> Section:
     return Section(
         "Verdict",
         " ".join(filter(None, [lead, said(group)])),
-        alerts=alerts(group),
+        alerts=alerts(group) + absent_alerts(group),
         tables=[table] if len(table.columns) > 2 else [],
         folded=folded,
         notes=weight_notes(group) or _random_note(group),

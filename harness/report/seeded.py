@@ -1,4 +1,5 @@
-"""What runs have in common but for the seed of their weights: the numbers of `seeds.py`.
+"""What runs have in common but for the seed of their weights: the numbers of `seeds.py`. Curves of trainings
+(`training.py`) are spread over seeds by the same rule (`but_seed`).
 
 same training   card for card: architecture, parameters, tokens, longest sequence, recipe, and data where
                 the card has it; all but the seed
@@ -133,12 +134,16 @@ def trainings(group: Group) -> dict[str, Training]:
     return found
 
 
+def but_seed(card: dict[str, Any]) -> dict[str, Any]:
+    """Whatever decided the weights of a card, all but the seed."""
+    recipe = card.get("recipe") or {}
+    recipe = {key: value for key, value in recipe.items() if key not in ("seed", "log_every_s")}
+    data = {key: value for key, value in (card.get("data") or {}).items() if key != "seed"}
+    return {name: card.get(name) for name in DECIDES} | {"recipe": recipe, "data": data}
+
+
 def _training(cards: list[dict[str, Any]]) -> Training:
-    told = []
-    for card in cards:
-        recipe = {key: value for key, value in card["recipe"].items() if key not in ("seed", "log_every_s")}
-        data = {key: value for key, value in (card.get("data") or {}).items() if key != "seed"}
-        told.append({name: card.get(name) for name in DECIDES} | {"recipe": recipe, "data": data})
+    told = [but_seed(card) for card in cards]
     apart = [
         {key: value for key, value in card.items() if key not in ("architecture", "parameters")}
         for card in told

@@ -7,7 +7,8 @@
     intervals   of one number the percentile bootstrap over books or examples, never over tokens or pieces
                 of a book. Seeded: always the same
     differences of bits per byte: Student's t over the books that both have, in pairs (`student`). Two
-                architectures differ where that interval excludes 0, everywhere on the page
+                architectures differ where that interval excludes 0. Those of SCROLLS's gold answers are
+                bootstrapped, and none of them is called a difference
 
 Repeats (one process) and replicates (processes) are not the same kind of sample: where there are
 several replicates, each is first reduced to its median.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from .budgets import is_crowded, near, said
+from .budgets import absent_alerts, near, said
 from .groups import AXIS_NAMES, Group, groups
 from .html import Table
 from .lm_eval import lm_eval_suites, lm_eval_table
@@ -33,9 +33,9 @@ def summary(run: Run) -> list[Summary]:
         group = near(whole)
         tables = [table for table in [headline(group)] if len(table.columns) > 2] + _tasks(group)
         for number, table in enumerate(tables):
-            notes = [*alerts(whole), *[said(whole)] * is_crowded(whole)] if number == 0 else []
+            notes = [*alerts(whole), *absent_alerts(whole), said(whole)] if number == 0 else []
             notes += weight_notes(group) if number == len(tables) - 1 else []
-            found.append(_summary(group, table, notes))
+            found.append(_summary(group, table, list(filter(None, notes))))
     return found
 
 

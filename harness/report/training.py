@@ -4,14 +4,16 @@
     a folder   `NAME.curve.parquet`, every log entry, beside `NAME.json`; a training that is not finished
                has no card yet and is drawn all the same
 
-Solid lines began with hand-set induction heads, dashed ones without. What is drawn are running means over
-training sequences: no figure of text that was held out.
+Solid lines began with hand-set induction heads, dashed ones without; of dotted ones nobody says. What is
+drawn are running means over training sequences: no figure of text that was held out. Compressors, which read
+sequences of their own through a compressed cache, have charts of their own.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import textwrap
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,11 +25,14 @@ from matplotlib.ticker import FuncFormatter
 
 from ..metrics import NOTHING, format_bits, format_rate, format_share
 from ..store import StoreError, first_line
-from .canvas import DASHES, Chart, drawing, figure, legend, render, styles
-from .compressors import compressor_section, trained_on
+from .canvas import DASHES, Chart, Style, drawing, figure, legend, marked, render, styles
+from .compressors import compressor_section, layers, trained_on
 from .html import Table, table_of
 from .load import Run
+from .remarks import HAND_SET
 from .section import Section
+from .seeded import but_seed
+from .seeds import FEW_SEEDS
 
 DRAWN = (
     ("bits_per_byte", "Bits/byte of the training text, running mean", format_bits),
@@ -36,10 +41,24 @@ DRAWN = (
 )
 LEAD = (
     "Running means over the sequences that were trained on, against the tokens read so far: no figures of "
-    "text that was held out. Solid lines began with hand-set induction heads, dashed ones with none."
+    "text that was held out. Solid lines began with hand-set induction heads, dashed ones with none; of "
+    "dotted ones the start is not known (a training that is not finished does not tell it)."
 )
-#: Longest table of a chart's numbers, by lines.
-MOST_LISTED = 40
+COMPRESSORS = (
+    " LoCoCo's compressors were trained on sequences of their own, which they read through the compressed "
+    "cache: none of their numbers compares with a network's."
+)
+SPEED = (
+    "Speed / matrix product: floating-point operations of the training in a second, as a share of what one "
+    "square matrix product reached on the same machine, with the same threads and number type; between the "
+    "last two entries of the log alone."
+)
+SPREAD = "Spread over seeds: mean (lowest to highest)."
+INSIDE = " A difference of two layouts inside it is no finding."
+#: The column of `mfu` (models/training_speed.py).
+FAST = "speed /\nmatrix product"
+#: Longest table of a chart's numbers, by lines; characters of a title's line.
+MOST_LISTED, TITLE_WIDTH = 40, 52
 
 
 @dataclass(frozen=True)
@@ -53,11 +72,21 @@ class Curve:
     points: list[dict[str, Any]]
     hardware: str = ""
     trained_on: str = ""  # of compressors
+    recipe: str = ""  # whatever decided the weights, all but the seed; "" where nobody says
 
     @property
     def kind(self) -> str:
-        """What seeds differ in nothing of."""
-        return self.architecture + (", no hand-set start" if self.heads == 0 else "")
+        """What a line of a chart stands for."""
+        start = "start not known" if self.heads is None else "no hand-set start" if not self.heads else ""
+        return ", ".join(filter(None, [self.architecture, start]))
+
+    @property
+    def dash(self) -> Any:
+        return DASHES[2 if self.heads is None else 0 if self.heads else 1]
+
+    @property
+    def of_compressors(self) -> bool:
+        return bool(self.trained_on or layers(self))
 
     def series(self, metric: str) -> list[tuple[int, float]]:
         """(tokens, value) wherever it is known."""
@@ -118,11 +147,12 @@ def _curve(shown: str, card: dict[str, Any] | None, points: list, name: str = ""
     if card is None:
         return Curve(f"{shown} (not finished)", name or shown, None, None, points)
     heads = (card.get("recipe") or {}).get("induction_heads")
-    if "hand-set start: " in str(card.get("notes") or "").lower():  # compressors: of the network below them
+    if HAND_SET.search(str(card.get("notes") or "")):  # compressors: of the network below them
         heads = heads or 1
     spec = str(card.get("architecture") or name or shown)
     hardware = str(card.get("hardware") or "")
-    return Curve(shown, spec, heads, card.get("seed"), points, hardware, trained_on(card))
+    recipe = json.dumps(but_seed(card), sort_keys=True)
+    return Curve(shown, spec, heads, card.get("seed"), points, hardware, trained_on(card), recipe)
 
 
 def training_section(curves: list[Curve], prefix: str) -> list[Section]:
@@ -131,22 +161,22 @@ def training_section(curves: list[Curve], prefix: str) -> list[Section]:
     curves = [curve for curve in curves if curve.points]
     if not curves:
         return []
-    found = Section("Training", LEAD)
-    for number, (metric, title, text) in enumerate(DRAWN):
-        drawn = [curve for curve in curves if _known(curve.last(metric))]
-        if drawn:
-            found.charts.append(_chart(f"{prefix}-{number}", title, metric, text, drawn))
+    compressors = [curve for curve in curves if curve.of_compressors]
+    found = Section("Training", LEAD + COMPRESSORS * bool(compressors))
+    colours = marked(styles(list(dict.fromkeys(curve.architecture for curve in curves))))
+    parts = {"": [curve for curve in curves if not curve.of_compressors], "Compressors: ": compressors}
+    for place, (whose, own) in enumerate(parts.items()):
+        for number, (metric, title, text) in enumerate(DRAWN, place * len(DRAWN)):
+            drawn = [curve for curve in own if _known(curve.last(metric))]
+            if drawn:
+                found.charts.append(_chart(f"{prefix}-{number}", whose + title, metric, text, drawn, colours))
     found.tables = [_ends(curves)] + [table for table in [_seeds(curves)] if table]
     return [found, *compressor_section(curves, f"{prefix}-mixed")]
 
 
-def _chart(slug: str, title: str, metric: str, text, curves: list[Curve]) -> Chart:
+def _chart(slug: str, title: str, metric: str, text, curves: list[Curve], colours: dict[str, Style]) -> Chart:
     kinds = {curve.kind: curve for curve in curves}
-    colours = styles(list(dict.fromkeys(curve.architecture for curve in curves)))
-    looks = {
-        kind: replace(colours[one.architecture], dash=DASHES[1 if one.heads == 0 else 0], size=4.5)
-        for kind, one in kinds.items()
-    }
+    looks = {kind: replace(colours[one.architecture], dash=one.dash, size=4.5) for kind, one in kinds.items()}
     with drawing(slug):
         fig = figure(5.0, 4.0)
         axes = fig.subplots()
@@ -160,7 +190,7 @@ def _chart(slug: str, title: str, metric: str, text, curves: list[Curve]) -> Cha
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / 1e6:g} M"))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: text(value)))
         axes.set_xlabel("tokens trained on")
-        axes.set_title(title, fontsize=9.5)
+        axes.set_title(textwrap.fill(title, TITLE_WIDTH), fontsize=9.5)
         legend(fig, looks)
         svg, png = render(fig, slug, title)
     rows = []
@@ -185,32 +215,35 @@ def _ends(curves: list[Curve]) -> Table:
         rows.append(row)
     columns = ["weights", "architecture", "hand-set start", "seed", "tokens", "bits/byte\ntraining text"]
     columns += ["answers", "dense recall", *(f"answers\n{length:,} tokens" for length in lengths)]
-    columns += ["tokens/s\nat the end", "MFU", "hardware"]
+    columns += ["tokens/s\nat the end", FAST, "hardware"]
     kept = [n for n in range(len(columns)) if n < 5 or any(row[n] not in ("", NOTHING) for row in rows)]
     rows = [[row[n] for n in kept] for row in rows]
-    return table_of([columns[n] for n in kept], rows, "The last entry of each training.")
+    columns = [columns[n] for n in kept]
+    table = table_of(columns, rows, "The last entry of each training.")
+    return replace(table, notes=[SPEED] * (FAST in columns))
 
 
 def _seeds(curves: list[Curve]) -> Table | None:
-    """Mean and range over the seeds of one kind at one number of tokens."""
-    same: dict[tuple[str, int], list[Curve]] = {}
+    """Mean and range over the seeds of one kind, trained alike (`seeded.but_seed`) on as many tokens."""
+    same: dict[tuple[str, int, str], dict[int, Curve]] = {}
     for curve in curves:
-        same.setdefault((curve.kind, curve.points[-1]["tokens"]), []).append(curve)
+        if curve.seed is not None:
+            alike = same.setdefault((curve.kind, curve.points[-1]["tokens"], curve.recipe), {})
+            alike.setdefault(curve.seed, curve)  # the same seed again is no further sample
+    several = {key: members for key, members in same.items() if len(members) > 1}
     rows = []
-    for (kind, tokens), members in same.items():
-        if len({member.seed for member in members}) < 2:
-            continue
-        row = [kind, f"{tokens:,}", ", ".join(str(member.seed) for member in members)]
+    for (kind, tokens, _), members in several.items():
+        row = [kind, f"{tokens:,}", ", ".join(map(str, members))]
         for metric, _, text in DRAWN:
-            values = [value for member in members if _known(value := member.last(metric))]
+            values = [value for member in members.values() if _known(value := member.last(metric))]
             ends = [sum(values) / len(values), min(values), max(values)] if values else []
             row.append("{} ({} to {})".format(*map(text, ends)) if values else NOTHING)
         rows.append(row)
     if not rows:
         return None
     columns = ["architecture", "tokens", "seeds", "bits/byte\ntraining text", "answers", "dense recall"]
-    said = "Spread over seeds: mean (lowest to highest). A difference of two layouts inside it is no finding."
-    return table_of(columns, rows, said)
+    enough = all(len(members) >= FEW_SEEDS for members in several.values())
+    return table_of(columns, rows, SPREAD + INSIDE * enough)
 
 
 def _known(value: Any) -> bool:
