@@ -98,8 +98,6 @@ def test_weights_are_shipped():
 def test_card_is_what_its_command_would_do_now(path):
     """Network, recipe and mix in the card are those of its command today, and of the packaged CPU recipe."""
     card = json.loads(path.read_text(encoding="utf-8"))
-    if card["data"]["shares"]["prose"] == 0.78:
-        pytest.skip("trained on an earlier mix: the commit in the card repeats it")
     assert_trained_by(card, plan_of_command(card["command"]))
     label = path.relative_to(WEIGHTS).with_suffix("").as_posix()
     (plan,) = (member.plan for member in read_recipe("cpu").members if member.label == label)
