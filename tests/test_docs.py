@@ -16,7 +16,11 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 RUNS, PAGES = ROOT / "results" / "reference", ROOT / "reports" / "reference"
 REFERENCE = RUNS / "demo-cpu"
 #: Page -> the runs that it is drawn from.
-DRAWN = {"demo-cpu": ["demo-cpu"], "suites-cpu": ["suites-cpu"]}
+DRAWN = {
+    "demo-cpu": ["demo-cpu"],
+    "suites-cpu": ["suites-cpu"],
+    "networks-cpu": ["entry-cpu", "books-cpu"],
+}
 
 
 def of_all(names):
