@@ -22,7 +22,7 @@ def copy_to(folder: Path) -> None:
     """All packages and the tests, fresh."""
     for name in ("harness", "models", "suites", "tests"):
         shutil.rmtree(folder / name, ignore_errors=True)
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "weights"))
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", folder)
 
 

@@ -20,6 +20,7 @@ DRAWN = {
     "demo-cpu": ["demo-cpu"],
     "suites-cpu": ["suites-cpu"],
     "networks-cpu": ["entry-cpu", "books-cpu"],
+    "spread-cpu": [f"spread-cpu/seed-{seed}" for seed in (0, 1, 2)],
 }
 
 
