@@ -21,6 +21,7 @@ DRAWN = {
     "suites-cpu": ["suites-cpu"],
     "networks-cpu": ["entry-cpu", "books-cpu"],
     "spread-cpu": [f"spread-cpu/seed-{seed}" for seed in (0, 1, 2)],
+    "quality-cpu": ["quality-cpu"],
 }
 
 
@@ -50,10 +51,10 @@ def test_committed_page_is_drawn_from_the_committed_runs(tmp_path, page):
     assert build(runs, tmp_path).read_bytes() == (PAGES / page / "index.html").read_bytes()
 
 
-def test_committed_curves_are_those_of_the_shipped_weights(tmp_path):
+def test_committed_curves_are_those_of_the_shipped_weights_and_of_those_without_a_start(tmp_path):
     from harness.report import build_curves
 
-    drawn = build_curves([ROOT / "models" / "weights"], tmp_path).read_bytes()
+    drawn = build_curves([ROOT / "models" / "weights", RUNS / "no-start"], tmp_path).read_bytes()
     assert drawn == (PAGES / "training" / "index.html").read_bytes()
 
 
