@@ -139,7 +139,8 @@ def test_repeats_of_the_architectures_alternate(bench, table):
 def test_memory_is_sampled_over_time_with_its_source(bench, table):
     found = telemetry(bench.cwd / "run")
     samples, marks = found[found.kind == "sample"], found[found.kind == "mark"]
-    assert set(samples.source) == {"rss"} and (samples.rss_bytes > 10e6).all()
+    # A sample of an interpreter that has hardly started is small; torch is not.
+    assert set(samples.source) == {"rss"} and (samples.rss_bytes > 0).all() and samples.rss_bytes.max() > 100e6
     assert samples.power_w.isna().all(), "absence is null, not zero"
     assert samples.t_s.min() < marks.t_s.min(), "sampling began before the first execution"
     assert samples.t_s.max() > marks.t_s.median()

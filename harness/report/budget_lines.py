@@ -64,7 +64,7 @@ def over_bytes(
     entry, looks, points = METRICS[metric], _looks(group), _points(frame)
     owners: dict[str, list[str]] = {}
     names = policy_names(group)
-    for spec in sorted(points.keys() & held.keys(), key=lambda spec: held[spec]):
+    for spec in sorted((spec for spec in points if spec in held), key=lambda spec: held[spec]):
         owners.setdefault(names[spec], []).append(spec)
     owners = {name: owners[name] for name in looks if name in owners}
     with drawing(slug):
