@@ -139,9 +139,9 @@ def test_repeats_of_the_architectures_alternate(bench, table):
 def test_memory_is_sampled_over_time_with_its_source(bench, table):
     found = telemetry(bench.cwd / "run")
     samples, marks = found[found.kind == "sample"], found[found.kind == "mark"]
-    # A sample of an interpreter that has hardly started is small; torch is not.
-    assert set(samples.source) == {"rss"}
-    assert (samples.rss_bytes > 0).all() and samples.rss_bytes.max() > 100e6
+    assert set(samples.source) == {"rss"} and (samples.rss_bytes > 0).all()
+    # Before the first mark there are samples of an interpreter that has hardly started; then torch is in.
+    assert (samples.rss_bytes[samples.t_s >= marks.t_s.min()] > 100e6).all()
     assert samples.power_w.isna().all(), "absence is null, not zero"
     assert samples.t_s.min() < marks.t_s.min(), "sampling began before the first execution"
     assert samples.t_s.max() > marks.t_s.median()
