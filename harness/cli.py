@@ -8,15 +8,13 @@ a law is broken or data differs; 2 wrong usage or bad input; 3 the environment; 
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from . import data_commands
+from .exits import EXIT_ENVIRONMENT, EXIT_FAILED_CELL, sentences, stop
 
 if TYPE_CHECKING:
     from .plan import Plan
@@ -32,8 +30,6 @@ app = typer.Typer(
 )
 
 app.add_typer(data_commands.app, name="data")
-
-EXIT_FAILED_CELL, EXIT_USAGE, EXIT_ENVIRONMENT, EXIT_INTERRUPTED = 1, 2, 3, 130
 
 Architectures = Annotated[
     list[str] | None, typer.Option("--arch", "-a", help="Architecture, e.g. tova:budget=256; repeatable.")
@@ -79,43 +75,6 @@ Timeout = Annotated[float | None, typer.Option(help="Seconds that one execution 
 MemoryLimit = Annotated[int | None, typer.Option(help="Bytes of memory a worker may allocate.")]
 Out = Annotated[Path | None, typer.Option(help="Run folder (default results/local/NAME).")]
 Commit = Annotated[str | None, typer.Option(help="Commit to record where there is no .git.")]
-
-
-@contextmanager
-def sentences(*also: type[Exception]) -> Iterator[None]:
-    """Turn expected problems, and those of types `also`, into one sentence on stderr and an exit code."""
-    from models.spec import SpecError
-
-    from .loading import NoDevice
-    from .store import StoreError
-    from .supervise import EnvironmentRefuses
-
-    try:
-        yield
-    except (EnvironmentRefuses, NoDevice) as error:
-        _stop(str(error), EXIT_ENVIRONMENT)
-    except (SpecError, StoreError) as error:
-        _stop(str(error), EXIT_USAGE)
-    except ValueError as error:  # TextError, WeightsError, PretrainedError, TokenizerError, UsageError
-        if type(error) is ValueError and ValueError not in also:
-            raise
-        _stop(str(error), EXIT_USAGE)
-    except also as error:
-        _stop(str(error), EXIT_FAILED_CELL)
-    except (PermissionError, NotADirectoryError, FileExistsError, IsADirectoryError) as error:
-        _stop(f"{error.filename} cannot be written ({error.strerror}).", EXIT_USAGE)
-    except MemoryError:
-        _stop("This machine has too little memory for what was asked.", EXIT_ENVIRONMENT)
-    except OSError as error:
-        _stop(f"{error.filename or 'A file'} cannot be used ({error.strerror}).", EXIT_ENVIRONMENT)
-    except KeyboardInterrupt:
-        _stop("Interrupted; the same command goes on where this one stopped.", EXIT_INTERRUPTED)
-
-
-def _stop(sentence: str, code: int) -> None:
-    # As it is, no capital: the first word may be the name of a file.
-    print(f"kvmark: {sentence}", file=sys.stderr)
-    raise typer.Exit(code)
 
 
 @app.command("list")
@@ -197,7 +156,7 @@ def run(
         typer.echo(f"Rows: {folder}\nReport: {page}")
         bad = [s for s in statuses.values() if s in ("crash", "timeout")]
     if bad:
-        _stop(f"{len(bad)} of {len(statuses)} cells crashed or timed out; see the report.", EXIT_FAILED_CELL)
+        stop(f"{len(bad)} of {len(statuses)} cells crashed or timed out; see the report.", EXIT_FAILED_CELL)
 
 
 @app.command()
@@ -228,7 +187,7 @@ def check(
                 raise SpecError(f"'{arch}' does not name the file of --path, which defines '{name}'.")
             broken, checked = laws.check(arch or name, only)
     if broken:
-        _stop(f"{broken} of {checked} laws are broken.", EXIT_FAILED_CELL)
+        stop(f"{broken} of {checked} laws are broken.", EXIT_FAILED_CELL)
 
 
 @app.command()
@@ -276,7 +235,7 @@ def train(
         failed = train_asked(options, typer.echo)
     if failed:
         many = "trainings" if failed > 1 else "training"
-        _stop(f"{failed} {many} did not finish; the same command goes on there.", EXIT_FAILED_CELL)
+        stop(f"{failed} {many} did not finish; the same command goes on there.", EXIT_FAILED_CELL)
 
 
 @app.command()

@@ -141,7 +141,7 @@ def _sentences() -> Iterator[None]:
     """What the network or the disk refuses is a matter of the environment."""
     from suites.data.faults import Unavailable
 
-    from .cli import sentences
+    from .exits import sentences
     from .supervise import EnvironmentRefuses
 
     with sentences():

@@ -12,10 +12,8 @@ import contextlib
 import dataclasses
 import errno
 import fcntl
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -29,19 +27,16 @@ from suites.text import Text, resolve
 from suites.tokenizer import ByteTokenizer, Tokenizer
 
 from .environment import machine_card
-from .loading import Weights, told, weights_of
+from .errors import UsageError
+from .loading import Weights, weights_of
+from .manifest import SPELLING, write_manifest
 from .plan import Cell, Job, Plan, Settings, digest, jobs
 from .pretrained import Opened, beyond, locate, most_fed, open_model, within_window
-from .store import SCHEMA, SCHEMA_VERSION, StoreError, read_table, write_atomic, write_table
+from .store import SCHEMA, StoreError, read_table, write_table
 from .supervise import EnvironmentRefuses, Event, Supervisor
 
-#: Settings that do not change what a finished cell's numbers are. Weights count by what is in them.
-_SPELLING = ("model", "tokenizer", "allow_pickle", "weights")
-UNKEYED = ("replicates", "timeout_s", *_SPELLING)
-
-
-class UsageError(ValueError):
-    """The user asked for something that cannot be done as asked; one sentence."""
+#: Settings that do not change what a finished cell's numbers are.
+UNKEYED = ("replicates", "timeout_s", *SPELLING)
 
 
 @dataclass(frozen=True)
@@ -211,7 +206,7 @@ def run(
     with _locked(out):
         for part in out.glob("**/.partial-*"):  # a killed process's half-written file
             part.unlink(missing_ok=True)
-        manifest = _manifest(prepared, out)
+        manifest = write_manifest(prepared, out)
         common = {
             "run": manifest["run"],
             "out": str(out.resolve()),
@@ -268,71 +263,6 @@ def assemble(out: Path, keys: list[str]) -> None:
     series = sorted((out / "telemetry").glob("[!.]*.parquet"))
     if series:
         write_table(out / "telemetry.parquet", pa.concat_tables([read_table(path) for path in series]))
-
-
-def _manifest(prepared: Prepared, out: Path) -> dict[str, Any]:
-    """Write `run.json`, or check that the one that is there is of the same plan."""
-    path = out / "run.json"
-    plan = json.loads(json.dumps(dataclasses.asdict(prepared.plan)))
-    if plan["settings"]["weights"]:  # where they lie is of this machine; what they are is in the cards
-        plan["settings"]["weights"] = Path(plan["settings"]["weights"]).name
-    created = datetime.now(UTC).isoformat(timespec="seconds")
-    if path.exists():
-        try:
-            old = json.loads(path.read_text(encoding="utf-8"))
-            same, created, name = _same_plan(old, plan, prepared.opened), old["created"], old["run"]
-        except (OSError, ValueError, KeyError, TypeError):
-            raise UsageError(f"{path} is not a readable run manifest; choose another --out.") from None
-        if not same:
-            raise UsageError(f"{out} holds another plan ('{name}'); choose another --out.")
-    text = prepared.text
-    manifest = {
-        "schema": SCHEMA_VERSION,
-        "run": out.name,
-        "created": created,
-        "plan": plan,
-        "cells": [vars(cell) for cell in prepared.cells],
-        "machine": prepared.machine,
-        "text": text
-        and {
-            "kind": text.kind,
-            "source": text.source,
-            "label": text.label,
-            "sha256": text.sha256,
-            "documents": len(text.documents),
-        },
-        "model": prepared.opened and prepared.opened.card(),
-        "suites": prepared.notes,
-        "architectures": {
-            # Of a file that is not ours (null: the sources' hash has it), and a budget in tokens.
-            spec: {"sha256": prepared.architectures[spec], "budget": found.budget}
-            for spec, found in prepared.weights.items()
-        },
-        "weights": {
-            name: told(card) for found in prepared.weights.values() for name, card in found.cards.items()
-        },
-    }
-    if prepared.opened is not None:
-        notes = manifest["weights"][prepared.opened.pretrained.name]
-        notes["notes"] = " ".join([notes["notes"], *prepared.remarks])
-    write_atomic(path, (json.dumps(manifest, indent=1) + "\n").encode())
-    return manifest
-
-
-def _same_plan(old: dict[str, Any], plan: dict[str, Any], opened: Opened | None) -> bool:
-    """Whether a manifest is of this plan. A checkpoint may be spelled in another way if it is the same."""
-
-    def without(plan: dict[str, Any], *keys: str) -> dict[str, Any]:
-        return plan | {"settings": {k: v for k, v in plan["settings"].items() if k not in keys}}
-
-    if without(old["plan"], "timeout_s", "weights") == without(plan, "timeout_s", "weights"):
-        return True  # what lies there may have changed: then its cells have other keys
-    before, now = old.get("model"), opened and opened.card()
-    if not before or not now:
-        return False
-    if any(before[k] != now[k] for k in ("name", "fingerprint", "tokenizer")):
-        return False
-    return without(old["plan"], "timeout_s", *_SPELLING) == without(plan, "timeout_s", *_SPELLING)
 
 
 @contextlib.contextmanager

@@ -27,9 +27,9 @@ import pyarrow.parquet as pq
 #: Of run.json and of time series. 1: first version.
 SCHEMA_VERSION = 1
 
-#: Of rows. 1: first version. 2: `layer` and `bin`. 3: `answer`. Null in rows of versions before.
-ROWS_VERSION = 3
-ADDED = {"layer": 2, "bin": 2, "answer": 3}
+#: Of rows. 1: first version. 2: `layer` and `bin`. 3: `answer`. 4: `validity_reasons`. Null before.
+ROWS_VERSION = 4
+ADDED = {"layer": 2, "bin": 2, "answer": 3, "validity_reasons": 4}
 
 STATUSES = ("ok", "oom", "timeout", "crash")
 
@@ -74,7 +74,8 @@ class Row:
     phase: str | None = None  # "load", "allocate", "prefill", "decode", "score", "generate", "predicted", …
     status: str = "ok"
     message: str | None = None
-    validity: str | None = None  # filled by a later verdict
+    validity: str | None = None  # "valid" | "suspect" | "invalid"; None: not judged
+    validity_reasons: str | None = None  # names of harness.validity.REASONS, "; " between them
 
 
 _ARROW = {"str": pa.string(), "float": pa.float64(), "int": pa.int64()}

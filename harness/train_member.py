@@ -79,7 +79,7 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     job: Job = pickle.load(sys.stdin.buffer)
     die_with_parent(job.parent_pid)
-    from .cli import sentences
+    from .exits import sentences
 
     try:
         with sentences(ValueError, FloatingPointError):

@@ -224,8 +224,9 @@ def test_a_folder_with_another_plan_keeps_everything(desk, manifest):
 
 def test_a_finished_run_without_its_journal_is_not_overwritten(tmp_path):
     """A committed run holds rows.parquet but no cells: running into it would lose its rows."""
+    from harness.errors import UsageError
     from harness.plan import Plan, Settings
-    from harness.runner import UsageError, prepare, run
+    from harness.runner import prepare, run
 
     (tmp_path / "rows.parquet").write_bytes(b"rows")
     prepared = prepare(Plan("p", ("transformer",), ("decode:contexts=32",), Settings("tiny")))

@@ -18,11 +18,13 @@ from model_help import SIZES, desk_with_a_book, llama, measured
 from pretrained_help import write_checkpoint
 from tokenizer_help import write_byte_bpe
 
+from harness.errors import UsageError
 from harness.loading import short, weights_of
+from harness.manifest import write_manifest
 from harness.plan import Cell, Plan, Settings
 from harness.pretrained import open_model
 from harness.rows import base_row, cell_rows
-from harness.runner import UsageError, _manifest, prepare
+from harness.runner import prepare
 from harness.worker import CONTRACT_VERSION, EXIT_ENVIRONMENT
 from models import lookup
 
@@ -122,7 +124,7 @@ def test_the_manifest_names_budgets_and_another_spelling_is_the_same_plan(desk):
     def manifest(model: str, **settings):
         suite = ("decode:contexts=20",)
         prepared = prepare(Plan("p", ("tova:budget=8",), suite, Settings(model=model, **settings)))
-        return _manifest(prepared, out)
+        return write_manifest(prepared, out)
 
     first = manifest("tiny")
     assert first["architectures"] == {"tova:budget=8": {"sha256": None, "budget": 8}}
