@@ -15,7 +15,7 @@ test-fast: $(STAMP)
 	$(BIN)/python -m pytest -n 2 -m "not full and not gpu and not peers"
 
 test-full: $(STAMP)
-	$(BIN)/python -m pytest -rs -m "full and not gpu and not peers"
+	$(BIN)/python -m pytest -n 2 -rs -m "full and not gpu and not peers"
 
 # Not part of `make test`: breaks each law of the models once and wants a test to notice (9 minutes).
 mutate: $(STAMP)
