@@ -9,6 +9,7 @@ from typing import Any
 from models.spec import SpecError
 
 from .plan import PLANS, Plan, Settings, plan_from_toml
+from .sweep import SWEEP
 
 
 def plan_of(options: dict[str, Any]) -> Plan:
@@ -58,5 +59,7 @@ def _with_grid(suite: str, contexts: str | None, batch: str | None) -> str:
     parts = [p for p in text.split(",") if p]
     for key, value in (("contexts", contexts), ("batches", batch)):
         if value is not None:
+            if (key, value.strip()) == ("batches", "sweep"):
+                value = ",".join(map(str, SWEEP))
             parts = [p for p in parts if not p.startswith(f"{key}=")] + [f"{key}={value.replace(',', '+')}"]
     return f"{name}:{','.join(parts)}" if parts else name

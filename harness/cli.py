@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from . import data_commands
+from . import compare_commands, data_commands, frontier_commands, gate_commands
 from .exits import EXIT_ENVIRONMENT, EXIT_FAILED_CELL, sentences, stop
 
 if TYPE_CHECKING:
@@ -60,7 +60,12 @@ WeightsFolder = Annotated[
     str | None, typer.Option(help="Folder of our own networks' weights to use instead of those found.")
 ]
 Contexts = Annotated[str | None, typer.Option(help="Contexts of the decode suite, e.g. 1024,4096.")]
-Batch = Annotated[str | None, typer.Option(help="Requests that run together; for decode also several: 1,4.")]
+Batch = Annotated[
+    str | None,
+    typer.Option(
+        help="Requests that run together; for decode also 1,4, or sweep: 1,2,4 ... until memory runs out."
+    ),
+]
 Repeats = Annotated[int | None, typer.Option(help="Timed executions per process, after one warm-up.")]
 Replicates = Annotated[int | None, typer.Option(help="Processes per latency job.")]
 Dtype = Annotated[str | None, typer.Option(help="fp32 or bf16.")]
@@ -132,17 +137,32 @@ def run(
     offer_text: Annotated[
         bool, typer.Option(help="Offer to fetch three PG-19 books where no text is at hand.")
     ] = False,
+    executor: Annotated[
+        str,
+        typer.Option(
+            help="local, or ray: jobs spread over GPUs and nodes, one GPU per job (extra 'ray'; RAY_ADDRESS "
+            "names a cluster). Jobs on one node's CPU disturb each other: see foreign_cpu_share in the rows."
+        ),
+    ] = "local",
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="ray: jobs at a time (default: all that GPUs and cores allow).")
+    ] = None,
+    no_ceilings: Annotated[
+        bool, typer.Option("--no-ceilings", help="Do not measure what this machine can do: no MFU, no MBU.")
+    ] = False,
 ) -> None:  # fmt: skip
     """Measure a plan; the same command resumes. Ends with a summary and the report's path."""
     options = dict(locals())
     with sentences():
         from .asked import plan_of
+        from .executors import executor as executor_of
         from .report import build
         from .runner import prepare
         from .runner import run as run_plan
         from .show import Progress, summary_table
 
         chosen = plan_of(options)
+        execute = executor_of(executor, workers, chosen.settings.device, not no_ceilings)
         if offer_text:
             _offer(chosen)
         prepared = prepare(chosen, commit)
@@ -150,7 +170,7 @@ def run(
             typer.echo(remark)
         folder = out or Path("results") / "local" / prepared.name
         with Progress(prepared) as progress:
-            statuses = run_plan(prepared, folder, progress.hear, retry_failed)
+            statuses = run_plan(prepared, folder, progress.hear, retry_failed, execute, not no_ceilings)
         page = build([folder], Path("reports") / "local" / folder.name)
         summary_table(folder)
         typer.echo(f"Rows: {folder}\nReport: {page}")
@@ -267,14 +287,26 @@ def report(
         typer.echo(f"Report: {build(runs, out or local / runs[0].resolve().name)}")
 
 
+app.command(epilog=compare_commands.EPILOG)(compare_commands.compare)
+app.command(epilog=compare_commands.EPILOG)(gate_commands.gate)
+app.command()(gate_commands.calibrate)
+app.command()(frontier_commands.frontier)
+
+
 @app.command()
-def doctor() -> None:
-    """Check this machine: packages, GPU, threads, disk, text, browser."""
+def doctor(
+    device: Device = "cpu",
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads of the run.")] = 1,
+    out: Annotated[Path, typer.Option(help="Where its results would go.")] = Path("results"),
+) -> None:
+    """Can this machine run kvmark, and can its numbers be trusted? Changes nothing; 3: it cannot."""
     with sentences():
         from .doctor import checks
+        from .plan import Settings
 
+        Settings(device=device)  # refuses what is no device
         worst = 0
-        for check in checks():
+        for check in checks(threads, out, device):
             typer.echo(f"{check.status:<5} {check.name}: {check.detail}")
             worst = max(worst, ("ok", "warn", "fail").index(check.status))
     if worst == 2:

@@ -2,16 +2,17 @@
 
     with clock.window() as w:          one number per window
         prefill(...)
-    w.device_s, w.wall_s, w.cpu_s, w.foreign_cpu_share
+    w.device_s, w.wall_s, w.cpu_s, w.foreign_cpu_share, w.launch_share
 
     with clock.steps() as steps:       one number per decode step, nothing waited for in between
         for ...: decode(...); steps.mark()
-    steps.step_s
+    steps.step_s, steps.launch_share
 
 What is inside each number, in the order in which the window reads them:
 
     /proc/stat, gc off, synchronise│ cpu │ wall │ event ║ body ║ event │ synchronise │ wall │ cpu │ /proc/stat
                                                 ╰─ device_s ─╯
+                                         ╰─── host_s ──╯
                                          ╰──────────────── wall_s ─────────────────────╯
                                    ╰────────────────────── cpu_s ─────────────────────────────╯
 
@@ -19,6 +20,12 @@ What is inside each number, in the order in which the window reads them:
   the body, *and* the gaps in which it waited for the host to launch them. On a CPU it is wall_s.
 - wall_s: what a user waits: device_s + the launch of the first kernel + the return from synchronise.
 - cpu_s: CPU time of all threads of this process. CUDA's synchronise spins, so waiting counts as CPU time.
+- launch_share: the host's time to issue the work over the device's time to do it, at most 1. CUDA only.
+  Near 1 the device had to wait for the host: then a faster kernel, or fewer bytes, changes nothing. Of a
+  window: host_s / device_s. Of steps: the shortest time between two marks over the median step, because the
+  driver's queue holds about a thousand launches; once it is full, the host issues at the device's pace, and
+  only steps before that show its own. Of a window with more launches than that it is an upper bound. A
+  policy that reads the device back in every step waits there, and counts as launch-bound.
 - foreign_cpu_share: CPU time of everybody else (our parent and sampler, other programs, the hypervisor's
   steal), as a share of the machine's total core-seconds in the window. /proc/stat counts in ticks of 10 ms:
   a window below a tenth of a second has None, and a difference below zero is a rounding of ticks: 0.
@@ -34,6 +41,7 @@ import gc
 import itertools
 import math
 import os
+import statistics
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -97,6 +105,14 @@ class Window:
     wall_s: float | None = None
     cpu_s: float | None = None
     foreign_cpu_share: float | None = None
+    host_s: float | None = None  # until the body had issued all of its work; None on a CPU
+
+    @property
+    def launch_share(self) -> float | None:
+        """See the module. None on a CPU, which launches nothing."""
+        if self.host_s is None or not self.device_s:
+            return None
+        return min(1.0, self.host_s / self.device_s)
 
     def __add__(self, other: Window) -> Window:
         """Two windows that have closed as one; load by others counts by their lengths."""
@@ -114,6 +130,7 @@ class Window:
         return Window(
             total(self.device_s, other.device_s), wall_s, total(self.cpu_s, other.cpu_s),
             load_s / wall_s if load_s is not None and wall_s else None,
+            total(self.host_s, other.host_s),
         )  # fmt: skip
 
 
@@ -136,11 +153,13 @@ class Stopwatch:
             wall_start = time.perf_counter()
             first = self.event()
             yield reading
+            host_s = time.perf_counter() - wall_start
             last = self.event()
             self.synchronise()
             wall_s = time.perf_counter() - wall_start
             cpu_s = time.process_time() - cpu_start
         reading.wall_s, reading.cpu_s = wall_s, cpu_s
+        reading.host_s = None if self.kind == "cpu" else host_s
         reading.device_s = wall_s if self.kind == "cpu" else first.elapsed_time(last) / 1000  # ms
         reading.foreign_cpu_share = foreign_share(ticks, cpu_ticks(self._stat), cpu_s)
 
@@ -163,23 +182,29 @@ class Stopwatch:
 
 
 class StepTimer:
-    """Times consecutive steps, waiting for the device only at both ends; `step_s` is filled on leaving."""
+    """Times consecutive steps, waiting for the device only at both ends; filled on leaving.
+
+    `step_s` has a number per step, `launch_share` is one of all of them (None on a CPU; see the module).
+    """
 
     def __init__(self, watch: Stopwatch) -> None:
         self._watch = watch
         self._gc = gc_paused()
         self._events: list[Any] = []
+        self._host_s: list[float] = []
         self.step_s: list[float] = []
+        self.launch_share: float | None = None
 
     def __enter__(self) -> Self:
         self._gc.__enter__()
         self._watch.synchronise()
-        self._events = [self._watch.event()]
+        self._events, self._host_s = [self._watch.event()], [time.perf_counter()]
         return self
 
     def mark(self) -> None:
         """The step ends here. Does not wait for the device."""
         self._events.append(self._watch.event())
+        self._host_s.append(time.perf_counter())
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._gc.__exit__(None, None, None)
@@ -191,6 +216,12 @@ class StepTimer:
             self.step_s = [b - a for a, b in pairs]
         else:
             self.step_s = [a.elapsed_time(b) / 1000 for a, b in pairs]
+            self.launch_share = self._launch_share()
+
+    def _launch_share(self) -> float | None:
+        issued_s = min((b - a for a, b in itertools.pairwise(self._host_s)), default=0.0)
+        step_s = statistics.median(self.step_s) if self.step_s else 0.0
+        return min(1.0, issued_s / step_s) if step_s > 0 else None
 
 
 class PeakMemory:

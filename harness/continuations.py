@@ -20,7 +20,7 @@ from models.cache import Cache
 from suites.suite import Answer, Case
 from suites.tokenizer import Tokenizer
 
-from .clock import Stopwatch
+from .clock import StepTimer, Stopwatch
 
 
 def pad(
@@ -64,10 +64,10 @@ def score(
 
 def decode_forced(
     model: Architecture, cases: Sequence[Case], logits_BV: Tensor, cache: Cache, watch: Stopwatch
-) -> tuple[list[Tensor], list[float]]:
+) -> tuple[list[Tensor], StepTimer]:
     """One decode per forced token but the last, each step timed; all rows have the same length.
 
-    Returns the logits before each token, if any case is scored, and the seconds of each step.
+    Returns the logits before each token, if any case is scored, and the timer of the steps.
     """
     tokens_BT = torch.tensor([case.forced for case in cases], device=logits_BV.device)
     keep = any(case.scored for case in cases)
@@ -78,7 +78,7 @@ def decode_forced(
             if keep:
                 logits.append(logits_BV)
             steps.mark()
-    return (logits if keep else []), steps.step_s
+    return (logits if keep else []), steps
 
 
 def score_steps(cases: Sequence[Case], logits: Sequence[Tensor]) -> list[Answer]:

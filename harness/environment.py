@@ -31,6 +31,11 @@ PACKAGES = (
 
 _SOURCES = ("harness", "models", "suites")
 _SOURCE_SUFFIXES = (".py", ".toml")
+#: What is made of measured numbers afterwards, and anew from them where it changes.
+_JUDGING = (
+    *("report", "validity", "comparison", "derived.py", "roofline.py", "throughput.py"),
+    *("compare_commands.py", "show_comparison.py"),
+)
 
 
 def machine_card(device: str = "cpu", threads: int = 1, commit: str | None = None) -> dict[str, Any]:
@@ -67,7 +72,7 @@ def machine_card(device: str = "cpu", threads: int = 1, commit: str | None = Non
 
 @functools.cache
 def source_hash(root: Path = ROOT) -> str:
-    """SHA-256 of the code that can change a number: harness without report, models, suites.
+    """SHA-256 of the code that can change a measured number: harness (without `_JUDGING`), models, suites.
 
     Part of every cell key, so changed code never serves old rows. Path and length go in with each file:
     moving a line from one file's end to the next one's start is a change. Cached for the life of the process.
@@ -82,8 +87,8 @@ def source_hash(root: Path = ROOT) -> str:
 
 def _source_files(root: Path) -> list[Path]:
     files = [f for top in _SOURCES for f in (root / top).rglob("*") if f.suffix in _SOURCE_SUFFIXES]
-    report = root / "harness" / "report"
-    return sorted(f for f in files if f.is_file() and report not in f.parents)
+    judging = {root / "harness" / name for name in _JUDGING}
+    return sorted(f for f in files if f.is_file() and not judging & {f, *f.parents})
 
 
 def checkout(root: Path = ROOT, commit: str | None = None) -> dict[str, Any]:

@@ -45,6 +45,7 @@ class Part:
     window: Window = field(default_factory=Window)
     num_tokens: int = 0
     step_s: list[float] = field(default_factory=list)
+    launch_share: float | None = None  # of the steps; None on a CPU
     peak_bytes: int | None = None
     peak_reserved_bytes: int | None = None
 
@@ -210,7 +211,8 @@ def _go_on(
     peak.reset()
     with watch.window() as window:
         if part.phase == "decode":
-            logits, part.step_s = decode_forced(model, cases, logits_BV, cache, watch)
+            logits, steps = decode_forced(model, cases, logits_BV, cache, watch)
+            part.step_s, part.launch_share = steps.step_s, steps.launch_share
         elif part.phase == "score":
             answers = score(model, cases, logits_BV, cache, tokenizer, segment)
         else:

@@ -35,6 +35,14 @@ def die_with_parent(parent_pid: int, with_signal: int = signal.SIGKILL) -> None:
         raise SystemExit(0)
 
 
+def signal_name(number: int) -> str:
+    """ "SIGKILL" of 9; real-time signals have no name."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
 def limit_memory(limit_bytes: int) -> None:
     """Make allocations beyond `limit_bytes` of private writable memory fail instead of the machine.
 
@@ -49,6 +57,30 @@ def lift_memory_limit() -> None:
     """Undo `limit_memory`, as far as the system lets us."""
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
     resource.setrlimit(resource.RLIMIT_DATA, (hard, hard))
+
+
+def status_bytes(name: str, status: Path = Path("/proc/self/status")) -> int | None:
+    """A size of this process: VmHWM is its resident peak, VmData what `limit_memory` counts."""
+    return _kib(status, name)
+
+
+def available_memory_bytes(
+    meminfo: Path = Path("/proc/meminfo"), cgroups: Path = Path("/sys/fs/cgroup")
+) -> int | None:
+    """What a new process could take without pushing others out. None where the system does not tell."""
+    found = [_kib(meminfo, "MemAvailable")]
+    limit, used = cgroup_memory_bytes(cgroups), cgroup_memory_used_bytes(cgroups)
+    found.append(None if limit is None or used is None else max(limit - used, 0))
+    return min((size for size in found if size is not None), default=None)
+
+
+def _kib(file: Path, name: str) -> int | None:
+    """A line "name:  123 kB" of /proc, where "kB" means KiB, in bytes."""
+    try:
+        lines = dict(line.split(":", 1) for line in file.read_text().splitlines() if ":" in line)
+        return int(lines[name].split()[0]) * 1024
+    except (OSError, KeyError, ValueError, IndexError):
+        return None
 
 
 def oom_kills(vmstat: Path = Path("/proc/vmstat")) -> int | None:
@@ -89,6 +121,20 @@ def cgroup_memory_bytes(root: Path = Path("/sys/fs/cgroup")) -> int | None:
             continue
         # v1 writes "no limit" as the largest page-aligned 63-bit number.
         return None if text == "max" or int(text) >= 1 << 62 else int(text)
+    return None
+
+
+def cgroup_memory_used_bytes(root: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """What our control group uses, without files that the kernel would drop. None: unreadable."""
+    for used, statistics, cached in (
+        ("memory.current", "memory.stat", "inactive_file"),
+        ("memory/memory.usage_in_bytes", "memory/memory.stat", "total_inactive_file"),
+    ):
+        try:
+            counts = dict(line.split() for line in (root / statistics).read_text().splitlines())
+            return max(int((root / used).read_text()) - int(counts[cached]), 0)
+        except (OSError, ValueError, KeyError):
+            continue
     return None
 
 

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .ceilings import ceilings_of, is_whole
 from .errors import UsageError
 from .loading import told
 from .store import SCHEMA_VERSION, write_atomic
@@ -20,13 +21,17 @@ if TYPE_CHECKING:
 SPELLING = ("model", "tokenizer", "allow_pickle", "weights")
 
 
-def write_manifest(prepared: Prepared, out: Path) -> dict[str, Any]:
-    """Write `run.json`, or check that the one that is there is of the same plan."""
+def write_manifest(prepared: Prepared, out: Path, ceilings: bool = True) -> dict[str, Any]:
+    """Write `run.json`, or check that the one that is there is of the same plan.
+
+    `ceilings` False: those of this machine are not measured for it.
+    """
     path = out / "run.json"
     plan = json.loads(json.dumps(dataclasses.asdict(prepared.plan)))
     if plan["settings"]["weights"]:  # where they lie is of this machine; what they are is in the cards
         plan["settings"]["weights"] = Path(plan["settings"]["weights"]).name
-    created = datetime.now(UTC).isoformat(timespec="seconds")
+    created, nodes = datetime.now(UTC).isoformat(timespec="seconds"), {}
+    before: Any = None
     if path.exists():
         try:
             old = json.loads(path.read_text(encoding="utf-8"))
@@ -35,6 +40,7 @@ def write_manifest(prepared: Prepared, out: Path) -> dict[str, Any]:
             raise UsageError(f"{path} is not a readable run manifest; choose another --out.") from None
         if not same:
             raise UsageError(f"{out} holds another plan ('{name}'); choose another --out.")
+        nodes, before = old.get("machines", {}), old.get("machine")
     text = prepared.text
     manifest = {
         "schema": SCHEMA_VERSION,
@@ -42,7 +48,7 @@ def write_manifest(prepared: Prepared, out: Path) -> dict[str, Any]:
         "created": created,
         "plan": plan,
         "cells": [vars(cell) for cell in prepared.cells],
-        "machine": prepared.machine,
+        "machine": prepared.machine | _ceilings(prepared, before, ceilings),
         "text": text
         and {
             "kind": text.kind,
@@ -62,11 +68,37 @@ def write_manifest(prepared: Prepared, out: Path) -> dict[str, Any]:
             name: told(card) for found in prepared.weights.values() for name, card in found.cards.items()
         },
     }
+    if nodes:
+        manifest["machines"] = nodes
     if prepared.opened is not None:
         notes = manifest["weights"][prepared.opened.pretrained.name]
         notes["notes"] = " ".join([notes["notes"], *prepared.remarks])
     write_atomic(path, (json.dumps(manifest, indent=1) + "\n").encode())
     return manifest
+
+
+def add_machine(out: Path, card: dict[str, Any]) -> None:
+    """Note a machine that measured for this run: rows name it by its id, and may name several.
+
+    "machine" stays the one that made the plan. Raises OSError.
+    """
+    path = out / "run.json"
+    manifest = json.loads(path.read_text(encoding="utf-8"))
+    manifest["machines"] = manifest.get("machines", {}) | {card["id"]: card}
+    write_atomic(path, (json.dumps(manifest, indent=1) + "\n").encode())
+
+
+def _ceilings(prepared: Prepared, before: Any, wanted: bool) -> dict[str, Any]:
+    """What the machine card says of its ceilings. Those of an earlier session stay: one run, one roof."""
+    machine = prepared.machine
+    if isinstance(before, dict) and is_whole(kept := before.get("ceilings")):
+        names = ("id", "device", "threads", "packages")  # the dtype is of the plan, which is the same
+        if all(before.get(name) == machine[name] for name in names):
+            return {"ceilings": kept, "ceilings_note": before.get("ceilings_note")}
+    if not wanted:
+        return {"ceilings": None, "ceilings_note": "Not measured: --no-ceilings."}
+    found, note = ceilings_of(machine, prepared.plan.settings.dtype)
+    return {"ceilings": found, "ceilings_note": note}
 
 
 def _same_plan(old: dict[str, Any], plan: dict[str, Any], opened: Opened | None) -> bool:

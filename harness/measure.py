@@ -18,7 +18,7 @@ from .journal import Batch, Journal
 from .plan import Cell, Settings
 from .pretrained import beyond, most_fed, within_window
 from .retained import Retained
-from .rows import case_rows, cell_rows, cost_rows, model_rows, retained_rows, with_evictions
+from .rows import asked_rows, case_rows, cell_rows, cost_rows, model_rows, retained_rows, with_evictions
 from .store import Row
 
 
@@ -114,6 +114,7 @@ class Measurement:
             done.rows += model_rows(base, self.model, self.load_s)
         done.rows += cost_rows(base, self.model, readings, self.repeat)
         if first:
+            done.rows += asked_rows(base, cases, self.repeat)
             done.rows += case_rows(base, self.suite, cases, answers, readings)
             done.retained = readings.retained
         if self.journal:

@@ -72,11 +72,13 @@ format_seconds = _known(
     lambda value: "0 s" if value == 0 else _scaled([(1.0, "s"), (1e-3, "ms"), (1e-6, "µs")])(value)
 )
 format_share = _known(lambda value: f"{100 * value:.1f} %")
+format_times = _known(lambda value: f"×{significant(value)}")
 format_count = _known(lambda value: f"{value:,.0f}" if value == round(value) else significant(value))
 format_number = _known(significant)
 format_flops = _known(
     _scaled([(1e15, "PFLOP"), (1e12, "TFLOP"), (1e9, "GFLOP"), (1e6, "MFLOP"), (1.0, "FLOP")])
 )
+format_joules = _known(_scaled([(1.0, "J/token"), (1e-3, "mJ/token"), (1e-6, "µJ/token")]))
 format_rate = _known(lambda value: f"{significant(value)} tok/s")
 format_bits = _known(lambda value: f"{value:.3f}")
 #: Shares that their field prints times 100, without a sign.
@@ -91,8 +93,14 @@ METRICS: dict[str, Metric] = {
     "decode_step_s": Metric("s", "low", "decode step", format_seconds),
     "decode_step_cpu_s": Metric("s", "low", "decode step, CPU time", format_seconds),
     "foreign_cpu_share": Metric("share", "low", "load by other processes", format_share),
+    "prompt_tokens": Metric("tokens", None, "prompt length, all requests", format_count),
+    "new_tokens": Metric("tokens", None, "decoded tokens, all requests", format_count),
+    "new_tokens_asked": Metric("tokens", None, "continuation asked for", format_count),
     "prefill_tokens_per_s": Metric("tokens/s", "high", "prefill rate", format_rate),
     "decode_tokens_per_s": Metric("tokens/s", "high", "decode rate", format_rate),
+    # throughput end to end (harness.throughput)
+    "prefill_plus_1024_tokens_per_s": Metric("tokens/s", "high", "prefill + 1,024 generated", format_rate),
+    "e2e_tokens_per_s": Metric("tokens/s", "high", "prefill + all generated", format_rate),
     # memory
     "cache_bytes_live": Metric("bytes", "low", "live cache", format_bytes),
     "cache_bytes_predicted": Metric("bytes", "low", "predicted cache", format_bytes),
@@ -102,14 +110,42 @@ METRICS: dict[str, Metric] = {
     "weights_bytes": Metric("bytes", "low", "weights", format_bytes),
     "compressor_bytes": Metric("bytes", "low", "compressor weights", format_bytes),
     "read_bytes_per_step": Metric("bytes", "low", "read per decode step", format_bytes),
+    "weights_read_bytes": Metric("bytes", "low", "weights read per decode step", format_bytes),
     "baseline_prefill_bytes": Metric("bytes", None, "in use before prefill", format_bytes),
     "peak_prefill_bytes": Metric("bytes", "low", "peak, prefill", format_bytes),
     "peak_prefill_reserved_bytes": Metric("bytes", "low", "peak reserved, prefill", format_bytes),
     "peak_decode_bytes": Metric("bytes", "low", "peak, decode", format_bytes),
     "peak_decode_reserved_bytes": Metric("bytes", "low", "peak reserved, decode", format_bytes),
+    # memory while it ran, over what was in use before the worker (harness.validity.memory)
+    "nvml_delta_prefill_bytes": Metric("bytes", "low", "GPU memory taken, prefill", format_bytes),
+    "nvml_delta_decode_bytes": Metric("bytes", "low", "GPU memory taken, continuation", format_bytes),
+    "rss_delta_prefill_bytes": Metric("bytes", "low", "memory taken, prefill", format_bytes),
+    "rss_delta_decode_bytes": Metric("bytes", "low", "memory taken, continuation", format_bytes),
+    # energy of the whole device (harness.validity.energy)
+    "prefill_j_per_token": Metric("J/token", "low", "energy per prompt token", format_joules),
+    "decode_j_per_token": Metric("J/token", "low", "energy per new token", format_joules),
+    # the largest context that fits (harness.frontier_rows)
+    "frontier_context": Metric("tokens", "high", "largest context", format_count),
+    "frontier_context_predicted": Metric("tokens", "high", "largest context, predicted", format_count),
+    "frontier_limit_bytes": Metric("bytes", None, "memory limit", format_bytes),
+    "frontier_fit_context": Metric("tokens", None, "longest that fitted", format_count),
+    "frontier_fit_bytes": Metric("bytes", None, "peak, longest that fitted", format_bytes),
+    "frontier_fit_bytes_predicted": Metric("bytes", None, "predicted, longest that fitted", format_bytes),
+    "frontier_failure_context": Metric("tokens", None, "shortest that failed", format_count),
+    "frontier_failure_bytes": Metric("bytes", None, "held when memory ran out", format_bytes),
+    "frontier_probes": Metric("count", None, "contexts tried", format_count),
     # work
     "prefill_flops": Metric("flop", "low", "prefill work", format_flops),
     "decode_flops": Metric("flop", "low", "decode work per step", format_flops),
+    # against what this machine can do (harness.roofline)
+    "prefill_mfu": Metric("share", "high", "MFU, prefill", format_share),
+    "decode_mbu": Metric("share", "high", "MBU, decode", format_share),
+    "prefill_floor_s": Metric("s", None, "floor, prefill", format_seconds),
+    "decode_floor_s": Metric("s", None, "floor, decode step", format_seconds),
+    "prefill_over_floor": Metric("ratio", "low", "prefill / floor", format_times),
+    "decode_over_floor": Metric("ratio", "low", "decode step / floor", format_times),
+    "prefill_launch_share": Metric("share", "low", "launch-bound share, prefill", format_share),
+    "decode_launch_share": Metric("share", "low", "launch-bound share, decode", format_share),
     # a continuation that is scored or generated, not timed step by step
     "continuation_s": Metric("s", "low", "continuation", format_seconds),
     "continuation_wall_s": Metric("s", "low", "continuation, wall clock", format_seconds),
@@ -149,6 +185,7 @@ METRICS: dict[str, Metric] = {
     "token_f1": Metric("share", "high", "token F1", format_score),
     "exact_match": Metric("share", "high", "exact match", format_score),
     "gold_nll_nats": Metric("nats", "low", "gold answer, NLL", format_number),
+    "gold_bits_per_byte": Metric("bits/byte", "low", "gold answer, bits/byte", format_bits),
     "gold_tokens": Metric("tokens", None, "gold answer, tokens", format_count),
     "gold_bytes": Metric("bytes", None, "gold answer, bytes", format_count),
     # lm-eval

@@ -12,7 +12,7 @@ NVML needs no CUDA context, so the parent and the sampler may use it. Traps that
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 #: Bits of "clocks event reasons". gpu_idle is no throttling.
@@ -107,12 +107,15 @@ class Gpu:
         """What changes over time, under the column names of the telemetry table."""
         nvml = self._nvml
         memory = self.ask("nvmlDeviceGetMemoryInfo", version=nvml.nvmlMemory_v2)
+        processes = self.ask("nvmlDeviceGetComputeRunningProcesses") or []
         return {
             "gpu_used_bytes": None if memory is None else int(memory.used),
-            "gpu_process_bytes": self._process_bytes(pid),
+            "gpu_process_bytes": _process_bytes(processes, pid),
+            "foreign_gpu_processes": _foreign(processes, pid),
             "power_w": _scaled(self.ask("nvmlDeviceGetPowerUsage"), 1e-3),
             "energy_j": _scaled(self.ask("nvmlDeviceGetTotalEnergyConsumption"), 1e-3),
             "sm_clock_hz": _scaled(self.ask("nvmlDeviceGetClockInfo", nvml.NVML_CLOCK_SM), 1e6),
+            "memory_clock_hz": _scaled(self.ask("nvmlDeviceGetClockInfo", nvml.NVML_CLOCK_MEM), 1e6),
             "temperature_c": _scaled(self.ask("nvmlDeviceGetTemperature", nvml.NVML_TEMPERATURE_GPU), 1.0),
             "throttle_reasons": throttle_names(self._throttle_bits()),
         }
@@ -133,18 +136,24 @@ class Gpu:
             "count": nvml.nvmlDeviceGetCount(),
         }
 
-    def _process_bytes(self, pid: int) -> int | None:
-        # In a container the driver may list host PIDs, or nobody: then ours is not found, and unknown.
-        for process in self.ask("nvmlDeviceGetComputeRunningProcesses") or []:
-            if process.pid == pid and process.usedGpuMemory is not None:
-                return int(process.usedGpuMemory)
-        return None
-
     def _throttle_bits(self) -> int | None:
         bits = self.ask("nvmlDeviceGetCurrentClocksEventReasons")
         return (
             self.ask("nvmlDeviceGetCurrentClocksThrottleReasons") if bits is None else bits
         )  # its older name
+
+
+def _process_bytes(processes: Sequence[Any], pid: int) -> int | None:
+    # In a container the driver may list host PIDs, or nobody: then ours is not found, and unknown.
+    found = (process.usedGpuMemory for process in processes if process.pid == pid)
+    return next((int(used) for used in found if used is not None), None)
+
+
+def _foreign(processes: Sequence[Any], pid: int) -> int | None:
+    """How many processes but `pid` compute on the device. None where ours is not listed: it may not have
+    begun, or the driver lists the PIDs of another namespace, and then ours would count as foreign."""
+    others = {process.pid for process in processes} - {pid}
+    return len(others) if any(process.pid == pid for process in processes) else None
 
 
 def throttle_names(bits: int | None) -> str | None:

@@ -79,10 +79,13 @@ def cost_rows(base: Row, model: Any, readings: Readings, repeat: int | None) -> 
         return row(name, value, phase, **fields)
 
     prefill, prompt = readings.prefill, sum(readings.prompt_tokens)
+    yield row("prompt_tokens", prompt, "prefill")
     if prompt > batch:  # a prompt of one token per request is no prefill to speak of
         yield row("prefill_s", prefill.device_s, "prefill")
         yield row("prefill_wall_s", prefill.wall_s, "prefill")
         yield row("prefill_cpu_s", prefill.cpu_s, "prefill")
+        if prefill.launch_share is not None:
+            yield row("prefill_launch_share", prefill.launch_share, "prefill")
         yield row("prefill_tokens_per_s", prompt / prefill.device_s if prefill.device_s else None, "prefill")
         yield row("foreign_cpu_share", prefill.foreign_cpu_share, "prefill")
         yield peak("baseline_prefill_bytes", readings.baseline_prefill_bytes, "prefill")
@@ -94,10 +97,13 @@ def cost_rows(base: Row, model: Any, readings: Readings, repeat: int | None) -> 
         if part.phase == "decode":
             for step, seconds in enumerate(part.step_s):
                 yield row("decode_step_s", seconds, "decode", step=step)
+            yield row("new_tokens", batch * len(part.step_s), "decode")
             if part.step_s:
                 steps, total_s = len(part.step_s), sum(part.step_s)
                 yield row("decode_step_cpu_s", None if rest.cpu_s is None else rest.cpu_s / steps, "decode")
                 yield row("decode_tokens_per_s", batch * steps / total_s, "decode")
+            if part.launch_share is not None:
+                yield row("decode_launch_share", part.launch_share, "decode")
             names = ("peak_decode_bytes", "peak_decode_reserved_bytes")
         else:
             yield row("continuation_s", rest.device_s, part.phase, **mode)
@@ -118,8 +124,21 @@ def cost_rows(base: Row, model: Any, readings: Readings, repeat: int | None) -> 
         longest = max(readings.prompt_tokens)
         yield row("cache_bytes_predicted", readings.predicted.total, "predicted")
         yield row("read_bytes_per_step", model.read_bytes(last, batch, dtype), "predicted")
+        yield row("weights_read_bytes", model.read_bytes(last, 0, dtype), "predicted")  # of no request
         yield row("prefill_flops", model.prefill_flops(longest, batch), "predicted")
         yield row("decode_flops", model.decode_flops(last, batch), "predicted")
+
+
+def asked_rows(base: Row, cases: Sequence[Case], repeat: int | None) -> Iterator[Row]:
+    """How long the forced continuations are to be, as their cases say: what the tokens that were timed are
+    held to. Nobody can say it of a text that is generated."""
+    asked: dict[str, int] = {}
+    for case in cases:
+        if case.forced is not None:  # step by step the first is scored from the prompt's logits
+            phase = "decode" if case.step_forced else "score"
+            asked[phase] = asked.get(phase, 0) + len(case.forced) - case.step_forced
+    for phase, number in asked.items():
+        yield _number(base, "new_tokens_asked", number, phase, repeat=repeat)
 
 
 def case_rows(

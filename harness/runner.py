@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import errno
 import fcntl
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,11 +29,14 @@ from suites.tokenizer import ByteTokenizer, Tokenizer
 
 from .environment import machine_card
 from .errors import UsageError
+from .executors import Execute, local
 from .loading import Weights, weights_of
 from .manifest import SPELLING, write_manifest
 from .plan import Cell, Job, Plan, Settings, digest, jobs
 from .pretrained import Opened, beyond, locate, most_fed, open_model, within_window
-from .store import SCHEMA, StoreError, read_table, write_table
+from .sampler import joined
+from .series import collect
+from .store import SCHEMA, StoreError, outcome, read_table, write_table
 from .supervise import EnvironmentRefuses, Event, Supervisor
 
 #: Settings that do not change what a finished cell's numbers are.
@@ -188,11 +192,14 @@ def run(
     out: Path,
     on_event: Callable[[Event], None] = lambda event: None,
     retry_failed: bool = False,
+    execute: Execute = local,
+    ceilings: bool = True,
 ) -> dict[str, str]:
     """Run what is not yet done in `out`; returns the status of every cell.
 
-    `retry_failed` measures cells that crashed or timed out once more. Raises UsageError (the folder
-    holds another plan, or is in use), EnvironmentRefuses, KeyboardInterrupt.
+    `retry_failed` measures cells that crashed or timed out once more; `execute` says where; `ceilings` False
+    leaves out what the machine can do at most. Raises UsageError (the folder holds another plan, or is in
+    use), EnvironmentRefuses, KeyboardInterrupt.
     """
     try:
         (out / "cells").mkdir(parents=True, exist_ok=True)
@@ -206,7 +213,7 @@ def run(
     with _locked(out):
         for part in out.glob("**/.partial-*"):  # a killed process's half-written file
             part.unlink(missing_ok=True)
-        manifest = write_manifest(prepared, out)
+        manifest = write_manifest(prepared, out, ceilings)
         common = {
             "run": manifest["run"],
             "out": str(out.resolve()),
@@ -227,42 +234,60 @@ def run(
         counts = {"done": len(done), "others": len(others), "cells": len(prepared.cells)}
         on_event({"event": "resume", **counts})
         supervisor = Supervisor(out, prepared.plan.settings, common, on_event, dict(done))
+        keys = [cell.key for cell in prepared.cells]
         try:
-            for job in prepared.jobs(set(done)):
-                on_event({"event": "job", "job": job.id, "suite": job.groups[0][0].suite})
-                supervisor.run(job)
-        except OSError as error:
+            put_right(out, keys, done)
+            execute(prepared.jobs(set(done)), supervisor, manifest["machine"])
+            assemble(out, keys)
+        except BaseException as error:
+            with contextlib.suppress(StoreError, OSError):
+                assemble(out, keys)
+            if not isinstance(error, OSError):
+                raise
             raise EnvironmentRefuses(
                 f"Results cannot be written to {out} ({error.strerror or error})."
             ) from None
-        finally:
-            with contextlib.suppress(StoreError, OSError):
-                assemble(out, [cell.key for cell in prepared.cells])
         return supervisor.statuses
+
+
+def put_right(out: Path, keys: list[str], done: dict[str, str]) -> None:
+    """What a killed session left: its time series are merged, journals of finished cells go."""
+    collect(out / "telemetry", keys)
+    for key, status in done.items():
+        if status == "ok":
+            (out / "unfinished" / f"{key}.jsonl").unlink(missing_ok=True)
 
 
 def finished(out: Path, keys: list[str]) -> dict[str, str]:
     """Status of every cell whose file is there and whole; a damaged file counts as not measured."""
     statuses = {}
     for key in keys:
-        path = out / "cells" / f"{key}.parquet"
-        if path.exists():
-            with contextlib.suppress(StoreError):
-                found = set(read_table(path).column("status").to_pylist())
-                statuses[key] = next((status for status in found if status != "ok"), "ok")
+        if found := outcome(out / "cells" / f"{key}.parquet"):
+            statuses[key], _ = found
     return statuses
 
 
 def assemble(out: Path, keys: list[str]) -> None:
-    """`rows.parquet` and `telemetry.parquet`: all finished cells in plan order. Raises StoreError."""
+    """`rows.parquet`, judged and with what follows from it, and `telemetry.parquet`: all finished cells in
+    plan order. Raises StoreError, OSError; a series that cannot be read costs what is derived from it, and
+    no row.
+    """
     import pyarrow as pa
 
+    from . import derived
+
+    series: list[pa.Table] = []
+    for path in sorted((out / "telemetry").glob("[!.]*.parquet")):
+        with contextlib.suppress(StoreError):
+            series.append(read_table(path))
+    telemetry = joined(series)
     paths = [path for key in keys if (path := out / "cells" / f"{key}.parquet").exists()]
     if paths:
-        write_table(out / "rows.parquet", pa.concat_tables([read_table(path) for path in paths]).cast(SCHEMA))
-    series = sorted((out / "telemetry").glob("[!.]*.parquet"))
+        rows = pa.concat_tables([read_table(path) for path in paths]).cast(SCHEMA).to_pandas()
+        rows = derived.complete(rows, telemetry.to_pandas(), json.loads((out / "run.json").read_text()))
+        write_table(out / "rows.parquet", derived.to_table(rows))
     if series:
-        write_table(out / "telemetry.parquet", pa.concat_tables([read_table(path) for path in series]))
+        write_table(out / "telemetry.parquet", telemetry)
 
 
 @contextlib.contextmanager

@@ -21,6 +21,7 @@ so marks of the parent and the worker fall on the same axis.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import resource
 import select
@@ -48,9 +49,11 @@ COLUMNS = {
     "rss_bytes": "int64",
     "gpu_used_bytes": "int64",  # the device, other processes included
     "gpu_process_bytes": "int64",
+    "foreign_gpu_processes": "int64",  # null unless the worker itself is listed
     "power_w": "double",
     "energy_j": "double",  # a counter: only differences mean anything
     "sm_clock_hz": "double",
+    "memory_clock_hz": "double",
     "temperature_c": "double",
     "throttle_reasons": "string",  # comma-separated names, "none", or null for unknown
     "cell": "string",
@@ -59,13 +62,36 @@ COLUMNS = {
 }
 
 
+class Resident:
+    """Resident memory of one process, from a file that stays open: opening it costs ten times the reading."""
+
+    def __init__(self, pid: int) -> None:
+        self._fd: int | None = None
+        with contextlib.suppress(OSError):
+            self._fd = os.open(f"/proc/{pid}/statm", os.O_RDONLY)
+
+    def read(self) -> int | None:
+        """Bytes. None when the process has ended (a zombie holds no page)."""
+        if self._fd is None:
+            return None
+        try:
+            pages = int(os.pread(self._fd, 128, 0).split()[1])
+        except (OSError, IndexError, ValueError):
+            return None
+        return pages * resource.getpagesize() or None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._fd is not None:
+            os.close(self._fd)
+
+
 def rss_bytes(pid: int) -> int | None:
-    """Resident memory of a process. None when it has ended (a zombie holds no page)."""
-    try:
-        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    except (OSError, IndexError, ValueError):
-        return None
-    return pages * resource.getpagesize() or None
+    """Resident memory of a process, read once."""
+    with Resident(pid) as resident:
+        return resident.read()
 
 
 class Series:
@@ -93,16 +119,17 @@ def watch(
 ) -> None:
     """Sample until the process ends or `wait(seconds)` returns False."""
     due = clock()
-    while True:
-        t_s = clock()
-        if (rss := rss_bytes(pid)) is None:
-            return
-        row = {"t_s": t_s, "source": "nvml" if gpu else "rss", "rss_bytes": rss}
-        series.append(row | gpu.sample(pid) if gpu else row)
-        # Ticks that a slow reading has overrun are skipped, not caught up with.
-        due += series.interval_s * max(1, -int((due - clock()) // series.interval_s))
-        if not wait(max(0.0, due - clock())):
-            return
+    with Resident(pid) as resident:
+        while True:
+            t_s = clock()
+            if (rss := resident.read()) is None:
+                return
+            row = {"t_s": t_s, "source": "nvml" if gpu else "rss", "rss_bytes": rss}
+            series.append(row | gpu.sample(pid) if gpu else row)
+            # Ticks that a slow reading has overrun are skipped, not caught up with.
+            due += series.interval_s * max(1, -int((due - clock()) // series.interval_s))
+            if not wait(max(0.0, due - clock())):
+                return
 
 
 def sample_table(rows: Iterable[Mapping[str, Any]], kind: str, job: str | None, note: str | None) -> pa.Table:
@@ -121,8 +148,11 @@ def write_telemetry(
     job: str,
     samples: pa.Table | Path | Sequence[pa.Table | Path] | None,
     marks: Iterable[Mapping[str, Any]],
+    note: str | None = None,
 ) -> None:
     """One job's samples (tables or files, one per worker) and marks in one Parquet file, ordered by time.
+
+    What two of them hold (a merge was cut off) is there once. `note` says why samples are missing.
 
     A mark is {"t_s", "cell", "phase", "architecture"}. Raises StoreError for a file that cannot be read; None
     means that nothing was sampled.
@@ -133,15 +163,24 @@ def write_telemetry(
 
     parts = [] if samples is None else [samples] if isinstance(samples, (pa.Table, Path)) else list(samples)
     tables = [part if isinstance(part, pa.Table) else read_table(part) for part in parts]
-    tables.append(sample_table(marks, "mark", job, None))
-    # The first part's metadata wins in concat_tables: a note on why there is no NVML must not get lost.
-    metadata = {k: v for table in reversed(tables) for k, v in (table.schema.metadata or {}).items()}
-    merged = pa.concat_tables([table.replace_schema_metadata(None) for table in tables])
+    merged = joined([*tables, sample_table(marks, "mark", job, note)])
     column = merged.schema.get_field_index("job")
     merged = merged.set_column(
         column, merged.schema.field(column), pa.array([job] * len(merged), pa.string())
     )
-    write_table(path, merged.sort_by("t_s").replace_schema_metadata(metadata))
+    once = merged.group_by(merged.column_names, use_threads=False).aggregate([])
+    write_table(path, once.sort_by("t_s").replace_schema_metadata(merged.schema.metadata))
+
+
+def joined(tables: Sequence[pa.Table]) -> pa.Table:
+    """Time series below each other, under today's columns: what an older one lacks is null."""
+    import pyarrow as pa
+
+    # The first part's metadata wins in concat_tables: a note on why there is no NVML must not get lost.
+    metadata = {k: v for table in reversed(tables) for k, v in (table.schema.metadata or {}).items()}
+    bare = [table.replace_schema_metadata(None) for table in [sample_table([], "", None, None), *tables]]
+    merged = pa.concat_tables(bare, promote_options="default")
+    return merged.select(list(COLUMNS)).replace_schema_metadata(metadata)
 
 
 class Sampler:
@@ -198,7 +237,9 @@ class Sampler:
                 process.communicate()
                 errors = "the sampler did not end in time and was killed"
             if process.returncode != 0:
-                self.note = (errors.strip().splitlines() or ["the sampler failed without a word"])[-1]
+                ended = f"the sampler was ended by {machine_limits.signal_name(-process.returncode)}"
+                ended = ended if process.returncode < 0 else "the sampler failed without a word"
+                self.note = (errors.strip().splitlines() or [ended])[-1]
         return self.out if self.note is None and self.out.exists() else None
 
     def __enter__(self) -> Self:

@@ -32,6 +32,11 @@ ROWS_VERSION = 4
 ADDED = {"layer": 2, "bin": 2, "answer": 3, "validity_reasons": 4}
 
 STATUSES = ("ok", "oom", "timeout", "crash")
+#: First words of the message of a cell that was left out, since a smaller one of its kind failed.
+NOT_TRIED = "not tried"
+
+#: Characters of an error that a row keeps: some print the tensor that they are about.
+LONGEST_MESSAGE = 500
 
 
 class StoreError(Exception):
@@ -143,6 +148,17 @@ def read_table(path: Path) -> pa.Table:
     return table
 
 
+def outcome(path: Path) -> tuple[str, str | None] | None:
+    """Status and message of the cell whose file this is. None: it is not there, or not whole."""
+    try:
+        found = read_table(path).select(["status", "message"]).to_pydict()
+    except (StoreError, KeyError):
+        return None
+    failed = [pair for pair in zip(found["status"], found["message"], strict=True) if pair[0] != "ok"]
+    return failed[0] if failed else ("ok", None)
+
+
 def first_line(error: BaseException) -> str:
-    """The first line of an error's text, without its final stop."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(". ")
+    """The first line of an error's text, without its final stop; of a very long one, its beginning."""
+    line = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(". ")
+    return line if len(line) <= LONGEST_MESSAGE else line[:LONGEST_MESSAGE] + "…"

@@ -6,6 +6,7 @@ a worker, the cell in flight gets its row and a fresh worker goes on with the re
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -19,17 +20,20 @@ from pathlib import Path
 from typing import Any
 
 from .environment import ROOT
-from .machine_limits import oom_kills
+from .events import Event, NoEvent, Reader
+from .machine_limits import oom_kills, signal_name
 from .plan import Cell, Job, Settings
 from .rows import base_row, failure_row
-from .sampler import Sampler, write_telemetry
-from .store import StoreError, read_table, write_rows
+from .sampler import Sampler
+from .series import Series
+from .store import LONGEST_MESSAGE, outcome, write_rows
+from .sweep import left_out
 from .worker import CONTRACT_VERSION, EXIT_CANNOT_WRITE, EXIT_CELL_FAILED, EXIT_ENVIRONMENT
-
-Event = dict[str, Any]
 
 #: Seconds that a worker may take to import torch and read the text, whatever `timeout_s` says.
 STARTUP_S = 300.0
+#: Seconds between looks at a silent worker: what it started may hold the pipe open when it is dead.
+LOOK_S = 2.0
 
 
 class EnvironmentRefuses(Exception):
@@ -45,41 +49,46 @@ class Supervisor:
     common: dict[str, Any]
     on_event: Callable[[Event], None] = lambda event: None
     statuses: dict[str, str] = field(default_factory=dict)  # cell key -> status of this session
+    before: dict[str, int] = field(default_factory=dict)  # cell key -> when a file to be replaced was written
 
     def run(self, job: Job) -> None:
         """Measure all cells of a job. Raises EnvironmentRefuses, KeyboardInterrupt."""
         groups = [list(group) for group in job.groups]
-        marks: list[Event] = []
+        keys = [cell.key for group in groups for cell in group]
+        self.before |= {key: written for key in keys if (written := self._written(key)) is not None}
+        series = Series(self.out / "telemetry", job.id)
         attempt = 0
-        telemetry = self.out / "telemetry" / f"{job.id}.parquet"
-        earlier = self._earlier(telemetry, job)
         try:
             while groups:
                 before = sum(map(len, groups))
-                sample = telemetry.with_name(f".{job.id}-{attempt}.parquet")
-                flying = self._one_worker(job, groups, sample, marks)
+                flying = self._one_worker(job, groups, attempt, series)
                 attempt += 1
+                for cell, message in list(left_out([c for group in groups for c in group], self.statuses)):
+                    self.record_failure(cell, "oom", message, None)
                 groups = [
                     left for group in groups if (left := [c for c in group if c.key not in self.statuses])
                 ]
                 if flying is None and sum(map(len, groups)) == before:
                     raise EnvironmentRefuses("A worker ended without measuring anything.")
         finally:
-            samples = sorted(telemetry.parent.glob(f".{job.id}-*.parquet"))
-            if samples or marks:
-                write_telemetry(telemetry, job.id, [*earlier, *samples], marks)
-            for sample in samples:
-                sample.unlink(missing_ok=True)
+            series.merge({*self.statuses, *keys})
 
-    def _earlier(self, telemetry: Path, job: Job) -> list[Path]:
-        """What an interrupted session left of this job, unless it speaks of cells that no longer count."""
+    def _written(self, key: str) -> int | None:
         try:
-            told = set(read_table(telemetry).column("cell").drop_null().to_pylist())
-        except StoreError:
-            return []
-        return [telemetry] if told <= {*self.statuses, *(c.key for g in job.groups for c in g)} else []
+            return (self.out / "cells" / f"{key}.parquet").stat().st_mtime_ns
+        except OSError:
+            return None
 
-    def _one_worker(self, job: Job, groups: list[list[Cell]], sample: Path, marks: list[Event]) -> str | None:
+    def settle_unsaid(self, key: str) -> None:
+        """A cell whose worker wrote its file and died before it could say so is finished all the same."""
+        if key not in self.statuses and self._written(key) not in (None, self.before.get(key)):
+            found = outcome(self.out / "cells" / f"{key}.parquet")
+            if found is not None:
+                if found[0] == "ok":  # as its worker would have done next
+                    (self.out / "unfinished" / f"{key}.jsonl").unlink(missing_ok=True)
+                self.settle(key, *found)
+
+    def _one_worker(self, job: Job, groups: list[list[Cell]], attempt: int, series: Series) -> str | None:
         """Start a worker and listen until it ends; returns the key of a cell that failed, if any."""
         path = self.out / "jobs" / f"{job.id}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -100,19 +109,22 @@ class Supervisor:
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, env=environment,
             start_new_session=True,
         )  # fmt: skip
-        sampler = Sampler(sample, device=self.settings.device)
+        sampler = Sampler(series.sample(attempt), device=self.settings.device)
         try:
             sampler.start(process.pid)
-            listener = _Listener(self, process, marks, {c.key: c for g in groups for c in g})
+            listener = _Listener(self, process, series, {c.key: c for g in groups for c in g})
             return listener.listen(errors)
         finally:
             if process.poll() is None:
                 process.kill()
             process.wait()
+            with contextlib.suppress(OSError):  # whatever it started goes with it
+                os.killpg(process.pid, signal.SIGKILL)
             assert process.stdout is not None
             process.stdout.close()
             sampler.stop()
             if sampler.note is not None:
+                series.note = sampler.note
                 self.on_event({"event": "sampler", "note": sampler.note})
             errors.close()
 
@@ -136,78 +148,112 @@ class _Listener:
     """Reads one worker's events and knows which cell is in flight since when (None: none yet, or done)."""
 
     def __init__(
-        self, supervisor: Supervisor, process: subprocess.Popen, marks: list[Event], cells: dict[str, Cell]
+        self, supervisor: Supervisor, process: subprocess.Popen, marks: Any, cells: dict[str, Cell]
     ) -> None:
         self.supervisor, self.process, self.marks, self.cells = supervisor, process, marks, cells
         self.flying: str | None = None
         self.oom_kills_before = oom_kills()
         self.phase: str | None = "load"
-        self.deadline = time.monotonic() + max(STARTUP_S, supervisor.settings.timeout_s)
+        self._allow(max(STARTUP_S, supervisor.settings.timeout_s))
 
     def listen(self, errors: Any) -> str | None:
-        stream, buffer = self.process.stdout, b""
+        """Until the worker ends; returns the cell that was in flight last. `errors` is its stderr's file."""
+        stream, reader = self.process.stdout, Reader(self.cells)
         assert stream is not None
         while True:
-            readable, _, _ = select.select([stream], [], [], max(self.deadline - time.monotonic(), 0))
-            if not readable:
-                return self._timed_out()
-            data = os.read(stream.fileno(), 1 << 16)
-            if not data:
+            left_s = max(self.deadline - time.monotonic(), 0)
+            readable, _, _ = select.select([stream], [], [], min(left_s, LOOK_S))
+            if readable:
+                data = os.read(stream.fileno(), 1 << 16)
+                if not data:
+                    break
+                try:
+                    for event in reader.feed(data):
+                        self._hear(event)
+                except NoEvent as fault:
+                    self._end()
+                    return self._blame("crash", str(fault))
+            elif self.process.poll() is not None:
                 break
-            *lines, buffer = (buffer + data).split(b"\n")
-            for line in lines:
-                self._hear(json.loads(line))
-        code = self.process.wait()
+            elif time.monotonic() >= self.deadline:
+                return self._timed_out()
+        try:
+            code = self.process.wait(max(self.deadline - time.monotonic(), 0))
+        except subprocess.TimeoutExpired:  # it closed the pipe and stays
+            return self._timed_out()
+        self._settle_unsaid()
         unsettled = [key for key in self.cells if key not in self.supervisor.statuses]
         if not unsettled or (code == EXIT_CELL_FAILED and self.flying in self.supervisor.statuses):
             return self.flying
-        errors.seek(0)
-        words = errors.read().strip().splitlines()
+        words = _last_lines(errors)
         if code in (EXIT_CANNOT_WRITE, EXIT_ENVIRONMENT):
             sentence = words[-1] if words else "the worker gave no reason."
             raise EnvironmentRefuses(sentence[:1].upper() + sentence[1:])
         return self._died(code, words)
 
+    def _allow(self, seconds: float) -> None:
+        self.limit_s, self.deadline = seconds, time.monotonic() + seconds
+
     def _hear(self, event: Event) -> None:
         if event["event"] == "start":
             # The time limit is per execution of a cell, so each repeat starts it anew.
             self.flying, self.phase = event["cell"], "load"
-            self.deadline = time.monotonic() + self.supervisor.settings.timeout_s
+            self._allow(self.supervisor.settings.timeout_s)
         elif event["event"] == "phase":
-            self.phase = event["phase"]
+            self.flying, self.phase = event["cell"], event["phase"]
             if self.phase == "allocate":  # so does each of its batches
-                self.deadline = time.monotonic() + self.supervisor.settings.timeout_s
+                self._allow(self.supervisor.settings.timeout_s)
             self.marks.append({k: event[k] for k in ("t_s", "cell", "phase", "architecture")})
         elif event["event"] == "done":
             self.flying = self.flying or event["cell"]
             self.supervisor.settle(event["cell"], "ok")
-            self.deadline = time.monotonic() + self.supervisor.settings.timeout_s
+            self._allow(self.supervisor.settings.timeout_s)
         elif event["event"] == "failed":
             self.flying = event["cell"]  # a row may fail to be written after its partner was in flight
             self.supervisor.settle(event["cell"], event["status"], event["message"])
         self.supervisor.on_event(event)
 
-    def _timed_out(self) -> str | None:
+    def _end(self) -> None:
+        """Kill the worker, and wait: what it is just writing appears, or never will."""
         self.process.kill()
-        limit = self.supervisor.settings.timeout_s
-        return self._blame("timeout", f"no result within {limit:g} s (--timeout-s)")
+        self.process.wait()
+
+    def _timed_out(self) -> str | None:
+        self._end()
+        if self.flying is None:
+            return self._blame("timeout", f"it did not begin within {self.limit_s:g} s")
+        return self._blame("timeout", f"no result within {self.limit_s:g} s (--timeout-s)")
 
     def _died(self, code: int, words: list[str]) -> str | None:
         if code < 0:
-            name = signal.Signals(-code).name
+            name = signal_name(-code)
             if -code == signal.SIGKILL and (oom_kills() or 0) > (self.oom_kills_before or 0):
                 return self._blame("oom", f"the system ran out of memory and ended a process by {name}")
             return self._blame("crash", f"the worker was ended by {name}")
         last = words[-1] if words else "no message"
         return self._blame("crash", f"the worker ended with exit code {code}: {last}")
 
+    def _settle_unsaid(self) -> None:
+        for key in self.cells:
+            self.supervisor.settle_unsaid(key)
+
     def _blame(self, status: str, message: str) -> str | None:
         """The cell in flight takes the blame; between two cells nobody does, and a fresh worker goes on.
 
         Raises EnvironmentRefuses if no cell was ever begun: that is no cell's fault.
         """
-        if self.flying is None:
+        self._settle_unsaid()
+        if self.flying is None and not self.supervisor.statuses.keys() & self.cells.keys():
             raise EnvironmentRefuses(f"A worker ended before it measured anything ({message}).")
-        if self.flying not in self.supervisor.statuses:
+        if self.flying is not None and self.flying not in self.supervisor.statuses:
             self.supervisor.record_failure(self.cells[self.flying], status, message, self.phase)
         return self.flying
+
+
+def _last_lines(errors: Any) -> list[str]:
+    """The end of what was written to a file, each line cut where it is longer than a row's message."""
+    raw = errors.buffer
+    raw.seek(0, os.SEEK_END)
+    raw.seek(max(raw.tell() - (1 << 16), 0))
+    lines = raw.read().decode(errors="replace").strip().splitlines()
+    return [line[:LONGEST_MESSAGE] for line in lines]

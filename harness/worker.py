@@ -15,6 +15,7 @@ A failed cell ends the process: after an out-of-memory or a crash nobody knows w
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import os
@@ -23,7 +24,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .machine_limits import die_with_parent, lift_memory_limit, limit_memory
+from .machine_limits import die_with_parent, lift_memory_limit, limit_memory, status_bytes
 from .plan import Cell, Settings
 from .rows import base_row, failure_row
 from .store import Row, first_line, write_rows
@@ -160,6 +161,8 @@ class Worker:
             lift_memory_limit()  # the row needs memory, too, and the failed work still holds its own
         message = f"{type(error).__name__}: {first_line(error)}"
         row = failure_row(self.base(cell), status, message, self.phase)
+        if status == "oom" and (held := most_held(self.settings.device)) is not None:
+            row = dataclasses.replace(row, value=float(held), unit="bytes")
         write_rows(self.out / "cells" / f"{cell.key}.parquet", [row])
         self.say("failed", cell=cell.key, status=status, phase=self.phase, message=message)
         return False
@@ -233,7 +236,18 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     words = ("can't allocate memory", "cannot allocate memory", "out of memory", "not enough memory")
     words += ("failed to map segment", "alloc_failed")  # of a library; of cuBLAS
+    if str(error) == "could not create a primitive":  # oneDNN: no room for its code; else it names what
+        return True
     return isinstance(error, RuntimeError | ImportError) and any(word in str(error).lower() for word in words)
+
+
+def most_held(device: str) -> int | None:
+    """Peak bytes since the last reset: torch's allocator on CUDA, resident memory on a CPU. None: unknown."""
+    if device.startswith("cuda"):
+        import torch
+
+        return torch.cuda.max_memory_allocated(device)
+    return status_bytes("VmHWM")
 
 
 def main(path: str) -> int:

@@ -18,7 +18,8 @@ from harness.asked import plan_of
 from harness.environment import ROOT
 from models.spec import SpecError
 
-COMMANDS = ("list", "plan", "run", "train", "report", "check", "doctor", "data")
+COMMANDS = ("list", "plan", "run", "train", "report", "check", "doctor", "data", "compare", "gate")
+COMMANDS += ("calibrate", "frontier")
 HEAVY = ("torch", "pandas", "pyarrow", "matplotlib", "numpy", "safetensors", "triton", "lm_eval")
 
 

@@ -157,6 +157,68 @@ def test_cuda_reads_events_in_milliseconds_and_synchronises_only_at_the_ends():
     assert steps.step_s == pytest.approx([0.005, 0.006, 0.007])
 
 
+class FakeTime:
+    """The host's clock, moved on by hand."""
+
+    def __init__(self):
+        self.now_s = 0.0
+
+    def perf_counter(self):
+        return self.now_s
+
+    process_time = perf_counter
+
+
+@pytest.fixture
+def host(monkeypatch):
+    fake = FakeTime()
+    monkeypatch.setattr(clock, "time", fake)
+    return fake
+
+
+def test_a_windows_launch_share_is_the_hosts_time_until_the_body_returns_over_the_devices(host):
+    cuda = FakeCuda()
+    watch = clock.Stopwatch("cuda:0", cuda=cuda)
+    with watch.window() as ahead:
+        cuda.now_ms, host.now_s = cuda.now_ms + 100, host.now_s + 0.02
+    assert ahead.host_s == pytest.approx(0.02)
+    assert ahead.launch_share == pytest.approx(0.2)
+    with watch.window() as bound:
+        cuda.now_ms, host.now_s = cuda.now_ms + 100, host.now_s + 0.11
+    assert bound.launch_share == 1.0
+    assert (ahead + bound).launch_share == pytest.approx(0.13 / 0.2)
+
+
+def test_the_launch_share_of_steps_is_that_of_the_step_before_the_queue_is_full(host):
+    """The device needs 10 ms a step, the host 2 ms; from the third step on it waits for room."""
+    cuda = FakeCuda()
+    with clock.Stopwatch("cuda:0", cuda=cuda).steps() as steps:
+        for host_ms in (3, 2, 10, 10, 10, 10):
+            cuda.now_ms, host.now_s = cuda.now_ms + 10, host.now_s + host_ms / 1000
+            steps.mark()
+    assert steps.launch_share == pytest.approx(0.2)
+    assert cuda.synchronised == 2  # nothing was waited for in between
+
+
+def test_steps_that_the_host_cannot_issue_fast_enough_are_launch_bound(host):
+    cuda = FakeCuda()
+    with clock.Stopwatch("cuda:0", cuda=cuda).steps() as steps:
+        for _ in range(4):
+            cuda.now_ms, host.now_s = cuda.now_ms + 5, host.now_s + 0.005
+            steps.mark()
+    assert steps.launch_share == pytest.approx(1.0)
+    with clock.Stopwatch("cuda:0", cuda=cuda).steps() as none:
+        pass
+    assert none.launch_share is None
+
+
+def test_a_cpu_launches_nothing():
+    watch = clock.Stopwatch("cpu")
+    with watch.window() as w, watch.steps() as steps:
+        steps.mark()
+    assert (w.host_s, w.launch_share, steps.launch_share) == (None, None, None)
+
+
 def test_an_unknown_device_is_refused():
     with pytest.raises(ValueError, match="mps"):
         clock.Stopwatch("mps")

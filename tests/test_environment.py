@@ -21,7 +21,8 @@ def git(folder, *arguments):
 @pytest.fixture
 def sources(tmp_path):
     """A small copy of the layout, to be changed at will."""
-    for name in ("harness/store.py", "harness/report/page.py", "models/decoder.py", "suites/plan.toml"):
+    judging = ("harness/report/page.py", "harness/validity/energy.py", "harness/derived.py")
+    for name in ("harness/store.py", *judging, "models/decoder.py", "suites/plan.toml"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(f"# {name}\n")
     (tmp_path / "README.md").write_text("words\n")
@@ -102,6 +103,8 @@ def test_source_hash_sees_new_renamed_and_moved_code(sources):
 def test_source_hash_ignores_what_cannot_change_a_number(sources):
     before = fresh_hash(sources)
     (sources / "harness/report/page.py").write_text("prettier\n")
+    (sources / "harness/validity/energy.py").write_text("another limit\n")
+    (sources / "harness/derived.py").write_text("one row more\n")
     (sources / "README.md").write_text("other words\n")
     (sources / "models" / "notes.txt").write_text("x")
     assert fresh_hash(sources) == before

@@ -6,18 +6,15 @@ import errno
 import os
 import signal
 import subprocess
-import sys
-import tempfile
 import threading
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from fault_help import last_words
 from harness_help import Bench, Done, cells, one_sentence, processes_of, rows, wait_for
 
-from harness.plan import Cell, Settings
-from harness.store import read_table
-from harness.supervise import EnvironmentRefuses, Supervisor, _Listener
+from harness.supervise import EnvironmentRefuses
 
 full = pytest.mark.full
 
@@ -214,27 +211,6 @@ def test_a_package_of_the_same_name_in_the_working_directory_is_not_ours(bench, 
 
 
 # --- what a worker's last words are worth: a process that says them and ends ----------------------
-
-
-def last_words(tmp_path: Path, script: str) -> dict[str, str]:
-    """Statuses after a worker of cells a, b and c that ran `script`; `say` prints an event."""
-    code = (
-        "import json, os, signal, sys, time\n"
-        "def say(event, cell, **more):\n"
-        "    print(json.dumps({'event': event, 'cell': cell, 't_s': 0, **more}), flush=True)\n" + script
-    )
-    common = {"run": "r", "machine": "m", "sources": {}, "weights": {}}
-    supervisor = Supervisor(tmp_path, Settings("tiny", timeout_s=5), common)
-    cells = {key: Cell(key, "transformer", "decode", {"context": 1}) for key in "abc"}
-    with (
-        subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as process,
-        tempfile.TemporaryFile("w+") as errors,
-    ):
-        _Listener(supervisor, process, [], cells).listen(errors)
-    for key, status in supervisor.statuses.items():
-        if status in ("crash", "timeout"):
-            assert read_table(tmp_path / "cells" / f"{key}.parquet").column("status").to_pylist() == [status]
-    return supervisor.statuses
 
 
 DIE = "os.kill(os.getpid(), signal.SIGKILL)"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -43,6 +44,7 @@ def test_the_contracts_hold(copy):
         ("suites/suite.py", "import harness.clock"),
         ("harness/report/load.py", "import torch"),
         ("harness/report/load.py", "import models"),
+        ("harness/report/load.py", "import ray"),
         ("harness/store.py", "import pynvml"),
         ("harness/report/load.py", "from .. import execute"),
     ],
@@ -66,3 +68,18 @@ def test_the_report_imports_no_torch():
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_ray_is_imported_by_nobody_but_its_executor():
+    """By name, when it is asked for: whoever has not installed it notices nothing."""
+    code = (
+        "import sys\n"
+        "import harness.cli, harness.runner, harness.executors.node, harness.executors.ray_executor\n"
+        "sys.exit('imported ray' if 'ray' in sys.modules else 0)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    files = [file for top in ("harness", "models", "suites") for file in (ROOT / top).rglob("*.py")]
+    found = r"\b(import|from) ray\b|import_module\(.ray"
+    named = [file.name for file in files if re.search(found, file.read_text())]
+    assert named == ["ray_executor.py"]

@@ -7,11 +7,13 @@
     forensics.py  what was still held when the answer was produced
     statistics.py medians, sums over sums, Wilson, bootstrap and t intervals: what the page calls a difference
     verdict.py    one line per architecture;  summary.py  the same and the tasks, for terminal and README
+    doubt.py      which numbers are suspect or invalid;  rings.py  how their points are drawn
     canvas.py     how a figure looks and becomes an SVG that follows the page's colours
+    figure.py plot.py axis.py words.py    panels, axes and legend on Matplotlib;  pool.py  several at once
     lines.py budget_lines.py heatmap.py timeline.py     the charts, each with its table
     budgets.py    which of many budgets of a policy are shown first;  measured.py  every score as numbers
     needles.py by_budget.py kept.py held.py tasks.py books.py scrolls.py lm_eval.py cost.py quality.py
-    all_numbers.py training.py compressors.py
+    all_numbers.py training.py compressors.py ledger.py roofline.py
                   the parts of the page, in the order of sections.py;  guide.py  what the numbers mean
     seeds.py seeded.py      the only part that is drawn across runs: figures of several seeds
     html.py style.py page.py            tables, CSS, the file
@@ -36,7 +38,7 @@ def build(runs: list[Path], out: Path) -> Path:
     Raises `harness.store.StoreError` for a run that cannot be read and OSError for an `out` that
     cannot be written.
     """
-    # Matplotlib takes a second to import: not before a page is really wanted.
+    # What draws is not imported before a page is really wanted.
     from .page import write
 
     return write(runs, out)

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from ..metrics import METRICS, NOTHING, metric
+from ..roofline import DERIVED
 from .groups import Group, axis_text, context_name, not_exercised
 from .html import Entry, Table, table_of
 from .language import MORE_COUNTS, Source, language, language_sources
@@ -15,6 +16,9 @@ from .remarks import weights_told
 from .scored import of_tasks
 from .section import Section
 from .statistics import LANGUAGE_COUNTS
+
+#: Metrics whose absence the costs and the roofline explain.
+TOLD_ELSEWHERE = ("prefill_j_per_token", "decode_j_per_token", *DERIVED)
 
 
 def numbers_section(group: Group, others: Group | None = None) -> Section:
@@ -55,7 +59,7 @@ def _unknown_values(group: Group) -> list[str]:
     Messages that differ in nothing but numbers (the token at which it happened) are one, told by the first.
     """
     rows = group.rows[(group.rows["status"] == "ok") & ~np.isfinite(group.rows["value"].astype(float))]
-    rows = rows[rows["message"].notna()]
+    rows = rows[rows["message"].notna() & ~rows["metric"].isin(TOLD_ELSEWHERE)]
     found = []
     for _, part in rows.groupby(rows["message"].str.replace(r"\d[\d,]*", "#", regex=True), sort=False):
         message = part["message"].iloc[0]
@@ -82,23 +86,28 @@ def _wide(rows: pd.DataFrame, group: Group) -> Table:
     skipped = ("bits_per_byte", "token_ppl", "word_ppl") if summed else ()  # they have a table of their own
     names = [name for name in METRICS if name in set(rows["metric"]) and name not in skipped]
     idle, found = not_exercised(rows), []
+    parts = rows.groupby(["architecture", "context", "metric"])["value"]
+    numbers = parts.agg(["mean", "min", "median", "max", "count"]).astype(float)
+    numbers = {key: line for key, line in zip(numbers.index, numbers.to_numpy(), strict=True)}
+    places = {(architecture, context) for architecture, context, _ in numbers}
     for architecture in group.architectures:
-        own = rows[rows["architecture"] == architecture]
-        for context, part in own.groupby("context"):
+        for context in sorted(context for name, context in places if name == architecture):
             unused = (architecture, context) in idle
-            fields = [_range(part.loc[part["metric"] == name, "value"], name, unused) for name in names]
+            fields = [_range(numbers.get((architecture, context, name)), name, unused) for name in names]
             found.append([architecture, context_name(context), *fields])
     return table_of(["architecture", "context", *(METRICS[name].label for name in names)], found)
 
 
-def _range(values: pd.Series, name: str, unused: bool) -> Entry:
+def _range(numbers: np.ndarray | None, name: str, unused: bool) -> Entry:
+    """The entry of (mean, lowest, median, highest, count)."""
     entry = METRICS[name]
-    if values.empty:
+    if numbers is None:
         return Entry(NOTHING)
+    mean, lowest, median, highest, count = numbers
     if name.startswith("accuracy"):
-        return Entry(entry.format(values.mean()), f"n = {len(values)}" + " · not exercised" * unused)
-    low, high = entry.format(values.min()), entry.format(values.max())
-    return Entry(entry.format(values.median()), f"{low} to {high}" if low != high else "")
+        return Entry(entry.format(mean), f"n = {count:.0f}" + " · not exercised" * unused)
+    low, high = entry.format(lowest), entry.format(highest)
+    return Entry(entry.format(median), f"{low} to {high}" if low != high else "")
 
 
 def _language_table(group: Group, source: Source) -> Table:

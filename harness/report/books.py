@@ -7,7 +7,7 @@ import math
 import pandas as pd
 
 from ..metrics import METRICS, NOTHING
-from .canvas import Chart, variants_told
+from .canvas import Chart
 from .groups import Group, context_name, not_exercised
 from .html import Entry, Table, table_of
 from .language import (
@@ -45,7 +45,6 @@ def book_section(group: Group, prefix: str) -> list[Section]:
     found.tables = [book_table(group, source) for source in sources]
     for number, source in enumerate(sources):
         found.charts += _curve(f"{prefix}-{number}", group, source)
-    found.lead += variants_told(group.drawn) * bool(found.charts)
     notes = [note for source in sources for note in _few(group, source)]
     found.notes = list(dict.fromkeys(notes)) + weights_told(group)
     return [found]

@@ -4,22 +4,19 @@ A run is *crowded* where some policy has three budgets or more: then maps, foren
 policy at one budget, the nearest to 1/8 of the longest prompt (`near`), other budgets are folded tables
 (`slices`, `rest`), and every budget is a point of “Quality by budget”. Variants that are not shown at any
 budget are named (`absent_alerts`). Other runs are shown whole.
-
-What is found out about a group is kept with it (`once`), as its `ok` is: a page asks many times.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import replace
-from functools import lru_cache, wraps
-from typing import TypeVar
+from functools import lru_cache
 
 import pandas as pd
 
 from .groups import NO_CONTEXT, Group, family
+from .once import once
 
 #: So many budgets of one policy are too many to stand side by side.
 CROWD = 3
@@ -28,23 +25,6 @@ SHARE = 8
 #: Options whose numbers follow the budget, because they are counts of its slots or rounded shares of them:
 #: they tell two policies apart only where the budget does not.
 WITH_BUDGET = {"lococo": ("heavy", "local")}
-
-
-T = TypeVar("T")
-
-
-def once(find: Callable[[Group], T]) -> Callable[[Group], T]:
-    """Asked again about the same group, the same answer."""
-    name = f"{find.__module__}.{find.__qualname__}"
-
-    @wraps(find)
-    def found(group: Group) -> T:
-        kept = vars(group)  # as functools.cached_property does: the dataclass is frozen, its dict is not
-        if name not in kept:
-            kept[name] = find(group)
-        return kept[name]
-
-    return found
 
 
 @lru_cache(maxsize=4096)

@@ -1,12 +1,13 @@
 """How every figure looks, and how it becomes an SVG that follows the page into dark mode.
 
 Figures are drawn once with the literal colours of the light theme. The PNG keeps them on white; in
-the SVG each literal is replaced by the CSS variable it stands for (text and axes by `currentColor`),
-the background is transparent and text stays text. Colour and marker are dealt by family, line style and
-filling by variant. Families that are named here look alike on every page; the others, and variants, are
-dealt anew for each list of architectures: a part of a crowded page (`budgets.only`) deals among its own.
-Hollow is a variant (`variants_told`), but in charts over budgets (`budget_lines.py`), where it is a policy
-that had nothing to do: there, and over training, variants have markers of their own (`marked`).
+the SVG each literal is the CSS variable it stands for (text and axes by `currentColor`), the background is
+transparent and text stays text. Colour and marker are dealt by family, line style and further markers by
+variant. Families that are named here look alike on every page; the others, and variants, are dealt anew for
+each list of architectures: a part of a crowded page (`budgets.only`) deals among its own. Every mark is
+filled. Two things alone are hollow: in charts over budgets a policy that had nothing to do
+(`budget_lines.py`, its own mark), and everywhere a point in doubt (`doubt.py`, a ring, which nobody has
+as a mark).
 
 Deterministic by construction: no pyplot state, no user's matplotlibrc, a hash salt per figure, no date.
 """
@@ -15,21 +16,19 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 import matplotlib
-import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 
+from .figure import Entry, Figure
 from .groups import family
-from .html import Table
-
-INK, MUTED, GRID, PAPER = "#24292f", "#6e7781", "#d8dee4", "#fffffe"
+from .html import Table, escaped
+from .plot import GRID, INK, MUTED, PAPER, Panel, Pen
+from .pool import Later, later
+from .words import FONT
 
 #: family -> (light colour, CSS variable, marker); Okabe and Ito's palette, darkened where white asks for it.
 FAMILIES = {
@@ -49,9 +48,9 @@ OTHERS = (
     ("#8f1d2c", "--other-5", ">"),
     ("#0f7b8a", "--other-6", "p"),
 )
-#: Markers of the second variant of a family and further ones, where they are told apart so (`marked`).
+#: Markers of the second variant of a family and further ones.
 VARIANT_MARKERS = ((4, 1, 0), "H", "d")
-DASHES = ("-", (0, (4, 2)), (0, (1, 1.5)), (0, (5, 1.5, 1, 1.5)))
+DASHES: tuple[tuple[float, ...], ...] = ((), (4, 2), (1, 1.5), (5, 1.5, 1, 1.5))
 #: One hue for shares from 0 to 1, in steps of a tenth; dark mode runs the other way.
 RAMP = tuple(
     "#" + "".join(f"{round(low + (high - low) * step / 10):02x}" for low, high in zip(*ends, strict=True))
@@ -61,8 +60,8 @@ RAMP = tuple(
 ON_LIGHT, ON_DARK = "#1b1f24", "#fefefe"
 #: Names longer than this are broken at their commas in a legend: two columns fit into a narrow figure.
 LABEL_WIDTH = 25
-#: So many lines of a legend fit into a figure's stated height; it grows by `LINE_IN` for each further one.
-LEGEND_LINES, LINE_IN = 5, 0.19
+#: Pixels per inch of a PNG, and how hard zlib tries: the hardest takes ten times as long for a tenth less.
+DPI, COMPRESS_LEVEL = 144, 3
 
 VARIABLES = {
     INK: "currentColor",
@@ -75,12 +74,14 @@ VARIABLES = {
     **{colour: f"var(--ramp-{step})" for step, colour in enumerate(RAMP)},
 }
 
-RC = {
+#: Matplotlib's own settings, whatever the user's are, and ours. What a run names is never read as formulas.
+RC = dict(matplotlib.rcParamsDefault) | {
     "svg.fonttype": "none",
+    "text.parse_math": False,
     "font.family": "sans-serif",
-    "font.sans-serif": ["DejaVu Sans"],
+    "font.sans-serif": [FONT],
     "font.size": 10.0,
-    "axes.titlesize": 10.5,
+    "axes.formatter.useoffset": False,
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
     "axes.edgecolor": MUTED,
@@ -98,11 +99,15 @@ RC = {
     "xtick.labelcolor": INK,
     "ytick.labelcolor": INK,
     "figure.facecolor": "#ffffff",
-    "savefig.transparent": False,
+    "axes.facecolor": "none",
     "legend.frameon": False,
     "legend.fontsize": 9.0,
     "path.simplify_threshold": 0.5,
 }
+RC = {name: value for name, value in RC.items() if not name.startswith(("backend", "interactive", "webagg"))}
+
+#: What becomes of a figure: (inline SVG, PNG bytes).
+Drawing = Later[tuple[str, bytes]]
 
 
 @dataclass(frozen=True)
@@ -110,25 +115,21 @@ class Style:
     """How one architecture is drawn, everywhere."""
 
     color: str
-    marker: Any
-    dash: Any
-    face: str
+    marker: str
+    dash: tuple[float, ...]
     size: float
 
-    def line(self) -> dict[str, Any]:
-        """Keyword arguments of a line with markers."""
-        return {**self.points(), "linestyle": self.dash, "linewidth": 1.6}
+    def line(self, width: float = 1.6, size: float | None = None) -> Pen:
+        """A line with markers."""
+        return Pen(self.color, width, self.dash, self.marker, size or self.size)
 
-    def points(self) -> dict[str, Any]:
-        """Keyword arguments of markers alone."""
-        return {
-            "color": self.color,
-            "marker": self.marker,
-            "markersize": self.size,
-            "markerfacecolor": self.face,
-            "markeredgecolor": self.color,
-            "linestyle": "none",
-        }
+    def points(self, size: float | None = None) -> Pen:
+        """Markers alone."""
+        return Pen(self.color, marker=self.marker, size=size or self.size)
+
+    def bare(self, width: float, alpha: float = 1.0) -> Pen:
+        """A line without markers."""
+        return Pen(self.color, width, self.dash, alpha=alpha)
 
 
 @dataclass(frozen=True)
@@ -137,58 +138,42 @@ class Chart:
 
     slug: str
     title: str
-    svg: str
-    png: bytes
+    drawing: Drawing
     table: Table
     wide: bool = False
     note: str = ""
 
+    @property
+    def svg(self) -> str:
+        return self.drawing.result()[0]
+
+    @property
+    def png(self) -> bytes:
+        return self.drawing.result()[1]
+
 
 def styles(architectures: list[str]) -> dict[str, Style]:
-    """A style for every architecture; the second variant of a family is dashed and hollow, and so on.
+    """A style for every architecture; the second variant of a family has a dash and a marker of its own.
 
     Later ones have smaller markers, so that of two equal points both are seen.
     """
     unknown = [name for name in dict.fromkeys(map(family, architectures)) if name not in FAMILIES]
     known = {**FAMILIES, **{name: OTHERS[index % len(OTHERS)] for index, name in enumerate(unknown)}}
+    seen: Counter[str] = Counter()
     found: dict[str, Style] = {}
     for place, spec in enumerate(architectures):
         color, _, marker = known[family(spec)]
-        variant = sum(family(other) == family(spec) for other in found)
-        face = color if variant % 2 == 0 else PAPER
-        found[spec] = Style(color, marker, DASHES[variant % len(DASHES)], face, max(4.5, 8.0 - 0.5 * place))
+        variant = seen[family(spec)]
+        marker = VARIANT_MARKERS[(variant - 1) % len(VARIANT_MARKERS)] if variant else marker
+        found[spec] = Style(color, marker, DASHES[variant % len(DASHES)], max(4.5, 8.0 - 0.5 * place))
+        seen[family(spec)] += 1
     return found
 
 
-def marked(looks: dict[str, Style]) -> dict[str, Style]:
-    """The same with variants of a family told apart by their markers, all filled."""
-    seen: Counter[str] = Counter()
-    for spec, style in looks.items():
-        variant = seen[family(spec)]
-        marker = VARIANT_MARKERS[(variant - 1) % len(VARIANT_MARKERS)] if variant else style.marker
-        looks[spec] = replace(style, face=style.color, marker=marker)
-        seen[family(spec)] += 1
-    return looks
-
-
-def variants_told(architectures: list[str]) -> str:
-    """A lead's sentence about hollow points, for charts of these in `styles`; empty where none is hollow."""
-    hollow = any(style.face == PAPER for style in styles(architectures).values())
-    return " Hollow points tell variants of a family apart, and nothing else." * hollow
-
-
-@contextmanager
-def drawing(slug: str) -> Iterator[None]:
-    """The page's settings and nobody else's, for the time of one figure."""
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update({**RC, "svg.hashsalt": slug})
-        yield
-
-
-def figure(width_in: float, height_in: float) -> Figure:
-    """An empty figure; narrow ones (≤ 5 in) keep their text legible on a phone."""
-    return Figure(figsize=(width_in, height_in), layout="constrained")
+def figure(width_in: float, height_in: float) -> tuple[Figure, Panel]:
+    """An empty figure and its panel; narrow ones (≤ 5 in) keep their text legible on a phone."""
+    found = Figure(width_in, height_in)
+    return found, found.panels[0]
 
 
 def wrapped(name: str, width: int = LABEL_WIDTH) -> str:
@@ -203,35 +188,15 @@ def wrapped(name: str, width: int = LABEL_WIDTH) -> str:
     return "\n".join(filter(None, lines))
 
 
-def legend(fig: Figure, used: dict[str, Style], lines: bool = True, remark: str = "") -> None:
-    """The architectures in use, below the axes, in as many columns as their names leave room for.
-
-    A long legend makes the figure higher, so that the axes keep their height. `remark` is a line of small
-    print above them.
-    """
-    names = [wrapped(spec) for spec in used]
-    handles = [
-        Line2D([], [], label=name, **(style.line() if lines else style.points()))
-        for name, style in zip(names, used.values(), strict=True)
-    ]
-    longest = max((len(line) for name in names for line in name.split("\n")), default=1)
-    columns = max(1, min(3, int(fig.get_figwidth() * 13 / (longest + 7))))
-    box = fig.legend(
-        handles=handles, loc="outside lower left", ncols=columns, columnspacing=1.2, handlelength=2.4
-    )
-    if remark:
-        box.set_title(remark, prop={"size": 6.5})
-        box.get_title().set_color(MUTED)
-        box.set_alignment("left")
-    heights = np.array_split([1 + name.count("\n") for name in names], columns)  # as the legend deals them
-    most = max(sum(column) for column in heights)
-    fig.set_figheight(fig.get_figheight() + LINE_IN * max(0, most - LEGEND_LINES))
+def short(name: str) -> str:
+    """A name that may be as long as its owner likes, in so many characters as a legend's column holds."""
+    return name if len(name) <= LABEL_WIDTH else name[: LABEL_WIDTH - 1] + "…"
 
 
-def footnote(fig: Figure, text: str) -> None:
-    """One line of small print below the axes of a figure without a legend; nothing for an empty text."""
-    if text:
-        fig.supxlabel(text, x=0.02, ha="left", fontsize=6.5, color=MUTED)
+def legend(fig: Figure, used: dict[str, Pen], remark: str = "") -> None:
+    """What is drawn, below the axes; `remark` is a line of small print above it."""
+    fig.entries = [Entry(wrapped(name), pen) for name, pen in used.items()]
+    fig.remark = remark
 
 
 def tick(text: str) -> str:
@@ -241,28 +206,44 @@ def tick(text: str) -> str:
     return f"{number} {unit}".strip()
 
 
-def render(fig: Figure, slug: str, title: str) -> tuple[str, bytes]:
-    """(inline SVG, PNG bytes) of a figure. Called inside `drawing(slug)`."""
+def millions(value: float) -> str:
+    """Tokens of a training on an axis: 2.5e6 -> "2.5 M"."""
+    return f"{value / 1e6:g} M"
+
+
+def render(fig: Figure, slug: str, title: str) -> Drawing:
+    """The figure as it is now, drawn in another process where the page is (pool.py)."""
+    return later(lambda: _files(fig, slug, title))
+
+
+def _files(fig: Figure, slug: str, title: str) -> tuple[str, bytes]:
     png, svg = io.BytesIO(), io.StringIO()
-    fig.savefig(png, format="png", dpi=144, metadata={"Software": None})
-    fig.savefig(svg, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    with matplotlib.rc_context(RC | {"svg.hashsalt": slug}), warnings.catch_warnings():
+        # The names of a run may hold what this font lacks: the SVG is shown in fonts that have it.
+        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
+        drawn = fig.drawn(DPI)
+        quick = {"compress_level": COMPRESS_LEVEL}
+        drawn.canvas.print_png(png, metadata={"Software": None}, pil_kwargs=quick)
+        drawn.patch.set_visible(False)
+        FigureCanvasSVG(drawn).print_svg(svg, metadata={"Date": None, "Creator": None})
     return _inline(svg.getvalue(), slug, title), png.getvalue()
 
 
 def _inline(svg: str, slug: str, title: str) -> str:
     """An SVG file as an element of a page: ids of its own, colours of the page, fluid width."""
     svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'\s(?:xmlns|xmlns:xlink)="[^"]*"', "", svg)
-    svg = svg.replace("xlink:href=", "href=")
-    svg = re.sub(r'(\sid="|href="#|url\(#)', lambda match: f"{match[1]}{slug}-", svg)
-    for colour, variable in VARIABLES.items():
-        svg = svg.replace(colour, variable)
+    svg = re.sub(r"<metadata>.*?</metadata>\s*|<defs>\s*<style.*?</defs>\s*", "", svg, flags=re.DOTALL)
+    svg = re.sub(r"<[^>]+>", lambda tag: _tag(tag[0], slug), svg)
     width, height = re.search(r'width="([\d.]+)pt" height="([\d.]+)pt"', svg).groups()
     size = f'style="width:{float(width) * 4 / 3:.0f}px" width="{width}pt" height="{height}pt"'
     svg = svg.replace(f'width="{width}pt" height="{height}pt"', size, 1)
-    return svg.replace("<svg ", f'<svg role="img" aria-label="{_attribute(title)}" ', 1).strip()
+    return svg.replace("<svg ", f'<svg role="img" aria-label="{escaped(title)}" ', 1).strip()
 
 
-def _attribute(text: str) -> str:
-    return text.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
+def _tag(tag: str, slug: str) -> str:
+    """A tag of the file, for the page."""
+    if tag.startswith("<svg"):
+        tag = re.sub(r'\s(?:xmlns|xmlns:xlink)="[^"]*"', "", tag)
+    tag = tag.replace("xlink:href=", "href=")
+    tag = re.sub(r'(\sid="|href="#|url\(#)', lambda match: f"{match[1]}{slug}-", tag)
+    return re.sub(r"#[0-9a-f]{6}", lambda colour: VARIABLES.get(colour[0], colour[0]), tag)

@@ -16,12 +16,12 @@ import re
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter
-
 from ..metrics import NOTHING, format_bits, format_share, significant
-from .canvas import DASHES, OTHERS, Chart, Style, drawing, figure, render, styles
+from .canvas import DASHES, OTHERS, Chart, Style, millions, render, styles
+from .figure import Entry as Named
+from .figure import Figure
 from .html import Entry, Table, table_of
+from .plot import Panel
 from .section import Section
 
 if TYPE_CHECKING:
@@ -86,32 +86,27 @@ def trained_on(card: dict[str, Any]) -> str:
 def _chart(slug: str, curve: Curve) -> Chart:
     shown = layers(curve)
     looks = _looks(shown)
-    panels = {"alpha": "α, weight of the mixture", "entropy_share": "entropy, share of its maximum"}
-    with drawing(slug):
-        fig = figure(5.0, 5.0 + 0.2 * (len(shown) // COLUMNS))
-        for axes, (metric, label) in zip(fig.subplots(2, 1, sharex=True), panels.items(), strict=True):
-            low, high = 0.0, 1.0
-            for n, style in zip(shown, looks.values(), strict=True):
-                points = curve.series(f"{metric}_{n}")
-                drawn = style.line() | {"linewidth": 1.2, "markevery": max(1, len(points) // 5)}
-                axes.plot([tokens for tokens, _ in points], [value for _, value in points], **drawn)
-                values = [value for _, value in points]
-                low, high = min([low, *values]), max([high, *values])
-            axes.set_ylim(low - 0.04 * (high - low), high + 0.04 * (high - low))
-            axes.set_ylabel(label, fontsize=9)
-            if metric == "alpha":
-                axes.set_title(in_lines(curve.name), fontsize=9.5)
-            else:
-                axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f} %"))
-        axes.set_xlim(left=0)
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / 1e6:g} M"))
-        axes.set_xlabel("tokens trained on")
-        fig.align_ylabels()
-        handles = [Line2D([], [], label=name, **style.line()) for name, style in looks.items()]
-        fig.legend(handles=handles, loc="outside lower left", ncols=COLUMNS, columnspacing=1.2)
-        title = f"α and entropy by layer, {curve.name}"
-        svg, png = render(fig, slug, title)
-    return Chart(slug, title, svg, png, _numbers(curve, shown))
+    names = {"alpha": "α, weight of the mixture", "entropy_share": "entropy, share of its maximum"}
+    panels = []
+    for metric, label in names.items():
+        panel, low, high = Panel(), 0.0, 1.0
+        for n, style in zip(shown, looks.values(), strict=True):
+            points = curve.series(f"{metric}_{n}")
+            tokens, values = [tokens for tokens, _ in points], [value for _, value in points]
+            panel.plot(tokens, values, style.line(1.2), (0, max(1, len(points) // 5)))
+            low, high = min([low, *values]), max([high, *values])
+        panel.y.set(low - 0.04 * (high - low), high + 0.04 * (high - low))
+        panel.y.name, panel.y.name_size = label, 9
+        panel.x.set(0)
+        panels.append(panel)
+    panels[0].title, panels[0].title_size = in_lines(curve.name), 9.5
+    panels[1].y.format = lambda value: f"{100 * value:.0f} %"
+    panels[1].x.name, panels[1].x.format = "tokens trained on", millions
+    fig = Figure(5.0, 5.0 + 0.2 * (len(shown) // COLUMNS), panels, [1.0, 1.0])
+    fig.entries, fig.columns = [Named(name, style.line()) for name, style in looks.items()], COLUMNS
+    title = f"α and entropy by layer, {curve.name}"
+    drawing = render(fig, slug, title)
+    return Chart(slug, title, drawing, _numbers(curve, shown))
 
 
 def _looks(shown: list[int]) -> dict[str, Style]:

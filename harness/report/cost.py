@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from ..metrics import NOTHING, format_share
-from .canvas import Chart, variants_told
+from ..metrics import METRICS, NOTHING, format_share
+from .canvas import Chart
+from .doubt import cost_doubts, notes_of, signed
 from .groups import (
     NO_CONTEXT,
     Group,
@@ -18,7 +19,11 @@ from .html import Entry, Table, table_of
 from .lines import against_context, against_position
 from .remarks import timing_alerts, unshown_alerts, unshown_timings
 from .section import Section
+from .statistics import Spread
 
+#: Joules per token, of the whole device.
+ENERGY = ("prefill_j_per_token", "decode_j_per_token")
+JOULES = "Energy of the whole device per token, from its counter."
 #: Fewer steps than this are no curve.
 LEAST_STEPS = 8
 #: Above this share of foreign load the page says that its absolute times are loose.
@@ -53,12 +58,42 @@ def cost_section(group: Group, prefix: str) -> Section:
     lead = (
         "Median; whiskers from the first to the third quartile. A cross on the axis is a cell that failed. "
         + "The last chart is the median of each single step: work in bursts shows as spikes." * bool(steps)
-        + variants_told(group.drawn)
     )
     notes = [] if steps else ["Too few decode steps were timed for a curve over positions."]
     found = Section("Cost", lead, charts=charts + steps, alerts=warnings + _busy(group), notes=notes)
-    found.tables = failed
+    found.tables, unknown = failed + _energy(group), _no_energy(group)
+    found.notes += unknown
     return found
+
+
+def _energy(group: Group) -> list[Table]:
+    """Joules per token where they are known, architectures and contexts down."""
+    known = {name: costs(group, name) for name in ENERGY}
+    names, places = [name for name in ENERGY if known[name]], {key for own in known.values() for key in own}
+    order = {a: number for number, a in enumerate(group.architectures)}
+    rows = [
+        [a, context_name(c) + f", batch {n:,.0f}" * (n > 1)]
+        + [_joules(group, name, known[name].get((a, c, n)), (a, c, n)) for name in names]
+        for a, c, n in sorted(places, key=lambda place: (place[1], place[2], order[place[0]]))
+    ]
+    table = table_of(["architecture", "context", *(METRICS[n].label for n in names)], rows, JOULES)
+    table.notes.extend(notes_of(d for name in names for d in cost_doubts(group, name).values()))
+    return [table] if rows else []
+
+
+def _joules(group: Group, name: str, spread: Spread | None, place: tuple[str, float, float]) -> str:
+    text = NOTHING if spread is None else METRICS[name].format(spread.median)
+    return signed(text, cost_doubts(group, name).get(place) if spread else None)
+
+
+def _no_energy(group: Group) -> list[str]:
+    """Why there are no joules per token, in a line; nothing where nobody asked for them."""
+    asked = group.rows[group.rows["metric"].isin(ENERGY) & group.rows["value"].isna()]
+    told = asked["message"].dropna().unique()
+    if not len(told):
+        return []
+    more = f" (and {len(told) - 1} other reasons)" * (len(told) > 1)
+    return [f"Energy per token is unknown in {asked['cell'].nunique()} cells: {told[0]}{more}"]
 
 
 def _failed_timings(group: Group) -> list[Table]:

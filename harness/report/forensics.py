@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 import pandas as pd
 
 from .groups import CONTEXT_AXES, Group, is_keyed, needle_judge
+from .once import once
 
 #: Scores of one case that say whether it was a hit (1) or not, the first that a suite has.
 JUDGES = ("accuracy_strict", "accuracy_all", "ruler_all", "recall_accuracy")
@@ -100,6 +101,7 @@ def watched_suites(group: Group) -> list[str]:
     return sorted(suites, key=lambda suite: not is_keyed(suite))
 
 
+@once
 def findings(group: Group, suite: str) -> list[Finding]:
     """One per kind of cell, context and architecture that scored watched cases, in that order."""
     rows = group.ok[(group.ok["suite"] == suite) & group.ok["case"].notna()]

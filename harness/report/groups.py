@@ -12,15 +12,19 @@ and cold. Bytes are exact wherever they are counted.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
+import numpy as np
 import pandas as pd
 
 from ..metrics import metric as metric_of
+from ..store import StoreError
+from .html import printable
 from .load import Run
-from .statistics import Spread, spread
+from .once import once
+from .statistics import Spread, spreads
 
 #: These keep every token by design, so "not exercised" says nothing about them.
 NEVER_EVICT = ("transformer", "yoco")
@@ -71,15 +75,17 @@ class Group:
         return self.rows[self.rows["status"] != "ok"]
 
 
+@once
 def groups(run: Run) -> list[Group]:
     """Quality first, then systems; only those that have rows."""
-    rows = run.rows.assign(
-        family=run.rows["architecture"].map(family),
-        suite_name=run.rows["suite"].map(family),
-        context=run.rows["axes"].map(context_of).astype(float).fillna(NO_CONTEXT),
-        depth=run.rows["axes"].map(lambda axes: axis_value(axes, "depth")).astype(float),
+    rows = as_objects(run.rows)
+    rows = rows.assign(
+        family=of_each(rows["architecture"], family),
+        suite_name=of_each(rows["suite"], family),
+        context=of_each(rows["axes"], context_of).astype(float).fillna(NO_CONTEXT),
+        depth=of_each(rows["axes"], lambda axes: axis_value(axes, "depth")).astype(float),
     )
-    stated = rows["axes"].map(lambda axes: axis_value(axes, "batch")).astype(float)
+    stated = of_each(rows["axes"], lambda axes: axis_value(axes, "batch")).astype(float)
     rows["num_requests"] = stated.fillna(rows["batch"].astype(float)).fillna(1.0)
     axes = sorted(rows["axis"].dropna().unique(), key=lambda axis: (axis != "quality", axis))
     return [
@@ -90,6 +96,26 @@ def groups(run: Run) -> list[Group]:
     ]
 
 
+def as_objects(rows: pd.DataFrame) -> pd.DataFrame:
+    """The same with texts as Python's own, which a page looks at one by one: from Arrow that takes long."""
+    texts = [name for name in rows.columns if isinstance(rows[name].dtype, pd.StringDtype)]
+    return rows.assign(**{name: _shared(rows[name]) for name in texts})
+
+
+def of_each(texts: pd.Series, find: Callable[[str], object]) -> pd.Series:
+    """What `find` says of each text, asked once for equal ones; None of an unknown one."""
+    codes, names = pd.factorize(texts)
+    found = np.array([*map(find, names), None], dtype=object)
+    return pd.Series(found[codes], index=texts.index)
+
+
+def _shared(texts: pd.Series) -> pd.Series:
+    """Equal texts are one object, unknown ones NaN."""
+    codes, names = pd.factorize(texts)
+    known = np.append(np.asarray(names, dtype=object), np.nan)
+    return pd.Series(known[codes], index=texts.index, dtype=object)
+
+
 def family(spec: str) -> str:
     """`"tova:budget=64"` -> `"tova"`."""
     return spec.partition(":")[0]
@@ -97,7 +123,13 @@ def family(spec: str) -> str:
 
 @lru_cache(maxsize=65536)
 def _axes(text: str) -> dict[str, object]:
-    return json.loads(text)
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise StoreError(f"A row's axes are no JSON object: {printable(text)[:80]}.")
+    return found
 
 
 def axis_value(axes: str, name: str) -> float | None:
@@ -128,18 +160,21 @@ def is_timed(metric: str) -> bool:
     return metric == "foreign_cpu_share" or metric_of(metric).unit in ("s", "tokens/s")
 
 
+@once
 def timing_suites(group: Group) -> list[str]:
     """Spec strings of `decode` and of whatever else warmed up and repeated, in plan order."""
     timed = group.rows["repeat"].notna() | (group.rows["suite_name"] == TIMING_SUITE)
     return list(dict.fromkeys(group.rows.loc[timed, "suite"]))
 
 
+@once
 def failure_suites(group: Group, metric: str) -> set[str]:
     """Suites whose failed cells stand beside a cost metric: its own; without a timed one, those, too."""
     chosen, timed = set(cost_rows(group, metric)["suite"]), set(timing_suites(group))
     return chosen if chosen & timed else chosen | timed
 
 
+@once
 def cost_rows(group: Group, metric: str) -> pd.DataFrame:
     """Rows of a cost metric from one suite: `decode` if it reports it, else the first that does.
 
@@ -167,13 +202,23 @@ def _per_request(rows: pd.DataFrame, metric: str) -> pd.DataFrame:
     return rows.assign(value=rows["value"] / rows["num_requests"], num_requests=1.0)
 
 
+@once
 def costs(group: Group, metric: str) -> dict[tuple[str, float, float], Spread]:
     """(architecture, context, requests in the batch) -> median and quartiles."""
     rows = cost_rows(group, metric)
     keys = ["architecture", "context", "num_requests"]
-    return {key: spread(part) for key, part in rows.groupby(keys, sort=True)}
+    return spreads(rows, keys)
 
 
+@once
+def over_floor(group: Group, metric: str) -> dict[tuple[str, float, float], str]:
+    """(architecture, context, requests in the batch) -> a time's distance to its floor, in words."""
+    name = {"prefill_s": "prefill_over_floor", "decode_step_s": "decode_over_floor"}.get(metric)
+    found = costs(group, name) if name else {}
+    return {key: f"{metric_of(name).format(s.median)} of its floor" for key, s in found.items()}
+
+
+@once
 def needle_suites(group: Group) -> list[str]:
     """Spec strings of the suites that score needles, the one that leads first, then in plan order.
 
@@ -205,6 +250,7 @@ def needle_judge(suite: str) -> tuple[str, str]:
     return "accuracy_strict", "strict"
 
 
+@once
 def needle(group: Group, suite: str) -> pd.DataFrame:
     """One line per architecture, length, depth: hits and scored trials, strict and substring, and of what
     judges the suite (`hits`, `trials`)."""
@@ -226,8 +272,9 @@ def not_exercised(rows: pd.DataFrame) -> set[tuple[str, float]]:
     """(architecture, context) where a policy that can evict never had to: a full cache's numbers."""
     rows = rows[
         ~rows["family"].isin(NEVER_EVICT)
-        & (rows["prompt_mode"].astype("string").str.split(",").str[0] != "parallel")
+        & (of_each(rows["prompt_mode"], lambda mode: mode.partition(",")[0]) != "parallel")
+        & rows["requests_with_eviction"].notna()
     ]
-    counts = rows.dropna(subset=["requests_with_eviction"]).groupby(["architecture", "context"])
+    counts = rows.groupby(["architecture", "context"])
     most = counts["requests_with_eviction"].max()
     return set(most[most == 0].index)

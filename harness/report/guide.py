@@ -120,6 +120,34 @@ DEFINITIONS: tuple[tuple[str, str], ...] = (
         ),
     ),
     (
+        "† suspect, ‡ invalid",
+        (
+            "Every row has a verdict with its reasons (clocks, other processes, warm-up, spread, tokens). "
+            "A point or a field has the worst verdict that more than half of its rows share, where an "
+            "invalid row counts as suspect, too. In charts its mark is hollow within a ring, with a cross in "
+            "the ring where it is invalid; tables have a sign and the reasons below. A hollow mark without a "
+            "ring is another thing: in charts over budgets a policy that never had to evict. What is invalid "
+            "is never called the best."
+        ),
+    ),
+    (
+        "floor, MFU, MBU",
+        (
+            "The floor is the time that the predicted work would take at this machine's measured ceilings: "
+            "a matrix product in the run's type, and reading at the step's working set; the longer one. MFU: "
+            "the prefill's share of the first, MBU that of the second which a step reaches with the "
+            "bytes that its policy reads. Launch-bound is the share of a step in which the device waited."
+        ),
+    ),
+    (
+        "where the memory went",
+        (
+            "Weights, live cache, activations and logits, fragmentation (reserved, not allocated), driver "
+            "and what is left unexplained, of the highest peak of a phase. On a CPU the driver's part is the "
+            "interpreter and its libraries."
+        ),
+    ),
+    (
         "best",
         (
             "Bold is the best value and every one that cannot be told from it; nothing is bold where nothing "

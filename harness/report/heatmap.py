@@ -9,20 +9,19 @@ from __future__ import annotations
 import math
 
 import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.patches import Rectangle
 
 from ..metrics import NOTHING
-from .canvas import GRID, MUTED, ON_DARK, ON_LIGHT, RAMP, Chart, drawing, figure, footnote, render, wrapped
+from .canvas import MUTED, ON_DARK, ON_LIGHT, RAMP, Chart, Drawing, figure, render, wrapped
 from .groups import Group, needle, needle_judge, not_exercised
 from .html import Entry, table_of
+from .plot import Panel
 from .remarks import hand_set, trained_length
 from .statistics import wilson
 
 #: Beyond this many columns a map is drawn narrower, and over the page's whole width.
 FEW_COLUMNS = 10
-#: What a line of a title takes, what one of its characters does, and what stands to the left of it.
-TITLE_LINE_IN, CHARACTER_IN, BESIDE_TITLE_IN = 0.16, 0.088, 0.5
+#: Size of a map's title; what a line of it takes, what a character does, what stands to the left of it.
+TITLE_PT, TITLE_LINE_IN, CHARACTER_IN, BESIDE_TITLE_IN = 9.5, 0.16, 0.088, 0.5
 
 
 def heatmap(
@@ -54,7 +53,7 @@ def heatmap(
         [depth_name(depth) for depth in depths],
     )
     names, what = ("length, tokens", "depth"), f"needle accuracy of {architecture}"
-    svg, png = share_map(slug, architecture, what, *labels, shares, names, remark)
+    drawing = share_map(slug, architecture, what, *labels, shares, names, remark)
 
     def entry(length: float, depth: float) -> Entry:
         return _entry(scored.get((length, _key(depth))), broken, length, depth, official)
@@ -65,7 +64,7 @@ def heatmap(
         for length in lengths
     }
     table = table_of(["depth", *(f"{length:,.0f} tokens{said[length]}" for length in lengths)], rows)
-    return Chart(slug, architecture, svg, png, table)
+    return Chart(slug, architecture, drawing, table)
 
 
 def suite_heatmaps(prefix: str, group: Group, suite: str) -> list[Chart]:
@@ -106,46 +105,37 @@ def share_map(
     shares: dict[tuple[int, int], float | str],
     names: tuple[str, str],
     remark: str = "",
-) -> tuple[str, bytes]:
-    """(SVG, PNG) of shares by (column, row): a word in their place is no share but what became of it."""
+) -> Drawing:
+    """Shares by (column, row): a word in their place is no share but what became of it."""
     width_in = max(2.3, 1.0 + (0.62 if len(columns) <= FEW_COLUMNS else 0.42) * len(columns))
     title = wrapped(title, int((width_in - BESIDE_TITLE_IN) / CHARACTER_IN))
     height_in = 0.95 + 0.3 * len(rows) + 0.15 * bool(remark) + TITLE_LINE_IN * title.count("\n")
-    with drawing(slug):
-        fig = figure(width_in, height_in)
-        axes = fig.subplots()
-        for (column, row), share in shares.items():
-            _cell(axes, column, row, share)
-        _frame(axes, columns, rows, names)
-        axes.set_title(title, fontsize=9.5)
-        footnote(fig, remark)
-        return render(fig, slug, description)
+    fig, panel = figure(width_in, height_in)
+    panel.title, panel.title_size, fig.footnote = title, TITLE_PT, remark
+    _frame(panel, columns, rows, names)
+    for (column, row), share in shares.items():
+        _cell(panel, column, row, share)
+    return render(fig, slug, description)
 
 
-def _cell(axes: Axes, column: int, row: int, share: float | str) -> None:
+def _cell(panel: Panel, column: int, row: int, share: float | str) -> None:
     if isinstance(share, str):
-        axes.add_patch(
-            Rectangle((column, row), 1, 1, facecolor="none", edgecolor=GRID, hatch="////", linewidth=0)
-        )
-        axes.text(column + 0.5, row + 0.5, share, ha="center", va="center", fontsize=7.5, color=MUTED)
+        panel.hatch(column, row)
+        panel.word(column + 0.5, row + 0.5, share, 7.5, MUTED)
         return
-    step = 0 if math.isnan(share) else round(share * 10)
-    axes.add_patch(Rectangle((column, row), 1, 1, facecolor=RAMP[step], edgecolor="none"))
+    step = 0 if math.isnan(share) else min(max(round(share * 10), 0), 10)
+    panel.boxes([(column, row, 1, 1)], RAMP[step])
     text = NOTHING if math.isnan(share) else f"{100 * share:.0f}"
-    ink = ON_DARK if step >= 5 else ON_LIGHT
-    axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=8.5, color=ink)
+    panel.word(column + 0.5, row + 0.5, text, 8.5, ON_DARK if step >= 5 else ON_LIGHT)
 
 
-def _frame(axes: Axes, columns: list[str], rows: list[str], names: tuple[str, str]) -> None:
-    axes.set_xlim(0, len(columns))
-    axes.set_ylim(len(rows), 0)
-    axes.grid(False)
-    axes.set_xticks([n + 0.5 for n in range(len(columns))], columns, fontsize=8)
-    axes.set_yticks([n + 0.5 for n in range(len(rows))], rows, fontsize=8)
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
-    axes.set_xlabel(names[0], fontsize=8)
-    axes.set_ylabel(names[1], fontsize=8)
+def _frame(panel: Panel, columns: list[str], rows: list[str], names: tuple[str, str]) -> None:
+    panel.framed, panel.down = False, True
+    for axis, labels, name in ((panel.x, columns, names[0]), (panel.y, rows, names[1])):
+        axis.set(0, len(labels))
+        axis.ticks, axis.labels = [n + 0.5 for n in range(len(labels))], labels
+        axis.label_size = axis.name_size = 8
+        axis.name = name
 
 
 def _length(length: float, idle: set[float]) -> str:

@@ -210,11 +210,11 @@ def _map(slug: str, finding: Finding) -> Chart:
     }
     told = {place: NOTHING if share is None else share for place, share in shares.items()}
     what = f"mean share of the asked values' tokens that {finding.architecture} still held"
-    svg, png = share_map(slug, finding.architecture, what, states, labels, told, ("layer", "depth"))
+    drawing = share_map(slug, finding.architecture, what, states, labels, told, ("layer", "depth"))
     rows = [
         [label, *(format_share(shares[column, row]) for column in range(len(states)))]
         for row, label in enumerate(labels)
     ]
     table = table_of(["depth", *(names([state]) for state in states)], rows)
     note, wide = f"{context_name(finding.context)}.", len(states) > FEW_COLUMNS
-    return Chart(slug, finding.architecture, svg, png, table, wide=wide, note=note)
+    return Chart(slug, finding.architecture, drawing, table, wide=wide, note=note)

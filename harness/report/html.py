@@ -5,6 +5,7 @@ A `Table` is data: columns and rows of `Entry`. The terminal reads the same entr
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from html import escape
@@ -13,6 +14,21 @@ from ..metrics import NOTHING
 
 #: Texts with more characters than this keep some width on a narrow screen.
 LONG = 24
+
+#: Characters that reorder what stands beside them, control a terminal, or are none: shown as what they are.
+UNPRINTABLE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ud800-\udfff\ufeff\ufffe\uffff]"
+)
+
+
+def printable(text: str) -> str:
+    """Text in which nothing hides: "\\u202e" instead of the character that turns a line around."""
+    return UNPRINTABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def escaped(text: str) -> str:
+    """Text for an element or a quoted attribute."""
+    return escape(printable(text))
 
 
 @dataclass(frozen=True)
@@ -54,8 +70,8 @@ def table_html(table: Table) -> str:
         for column, number in zip(table.columns, numeric, strict=True)
     )
     body = "\n".join(f"<tr>{_row(row, numeric)}</tr>" for row in table.rows)
-    caption = f"<caption>{escape(table.caption)}</caption>" if table.caption else ""
-    notes = "".join(f'<p class="note">{escape(note)}</p>' for note in table.notes)
+    caption = f"<caption>{escaped(table.caption)}</caption>" if table.caption else ""
+    notes = "".join(f'<p class="note">{escaped(note)}</p>' for note in table.notes)
     return (
         f'<div class="scroll" tabindex="0"><table>{caption}<thead><tr>{head}</tr></thead>\n'
         f"<tbody>\n{body}\n</tbody></table></div>{notes}"
@@ -64,12 +80,12 @@ def table_html(table: Table) -> str:
 
 def paragraph(text: str, kind: str = "") -> str:
     """Escaped text as a paragraph of a class."""
-    return f"<p{_class([kind] if kind else [])}>{escape(text)}</p>"
+    return f"<p{_class([kind] if kind else [])}>{escaped(text)}</p>"
 
 
 def details(summary: str, body: str, is_open: bool = False) -> str:
     """A fold."""
-    return f"<details{' open' if is_open else ''}><summary>{escape(summary)}</summary>\n{body}\n</details>"
+    return f"<details{' open' if is_open else ''}><summary>{escaped(summary)}</summary>\n{body}\n</details>"
 
 
 def _row(row: list[Entry], numeric: list[bool]) -> str:
@@ -86,11 +102,11 @@ def _row(row: list[Entry], numeric: list[bool]) -> str:
             if on and index
         ]
         tag = 'th scope="row"' if index == 0 else "td"
-        text = escape(entry.text)
+        text = escaped(entry.text)
         if index == 0 and len(entry.text) > LONG:
             text = text.replace(",", ",<wbr>")  # a long spec breaks between its options
         text = f"<b>{text}</b>" if entry.best else text
-        note = "".join(f"<small>{escape(line)}</small>" for line in entry.note.split(" · ") if line)
+        note = "".join(f"<small>{escaped(line)}</small>" for line in entry.note.split(" · ") if line)
         cells.append(f"<{tag}{_class(kinds)}>{text}{note}</{tag.split()[0]}>")
     return "".join(cells)
 
@@ -98,7 +114,7 @@ def _row(row: list[Entry], numeric: list[bool]) -> str:
 def _lines(text: str) -> str:
     """A header; the lines after its first are small print."""
     first, *rest = text.split("\n")
-    return escape(first) + "".join(f"<small>{escape(line)}</small>" for line in rest)
+    return escaped(first) + "".join(f"<small>{escaped(line)}</small>" for line in rest)
 
 
 def _class(names: list[str]) -> str:

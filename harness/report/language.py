@@ -14,7 +14,8 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from .groups import UNKNOWN_TEXT, Group, axis_text, family
+from .groups import UNKNOWN_TEXT, Group, axis_text, family, of_each
+from .once import once
 from .statistics import LANGUAGE_COUNTS, NO_INTERVAL, bootstrap, language_totals, student
 
 #: Further sums that a protocol may bring along: the official word count; tokens that its block rule counts.
@@ -50,6 +51,7 @@ def is_pg19(label: str | None) -> bool:
     return source.startswith("pg19:") and "unverified" not in source
 
 
+@once
 def language_sources(group: Group) -> list[Source]:
     """Wherever language was modelled, finite or not, PG-19 first."""
     rows = group.rows[(group.rows["status"] == "ok") & (group.rows["metric"] == "nll_nats")]
@@ -58,15 +60,17 @@ def language_sources(group: Group) -> list[Source]:
 
 
 def _protocols(rows: pd.DataFrame) -> pd.Series:
-    return rows["axes"].map(lambda axes: axis_text(axes, "protocol") or "")
+    return of_each(rows["axes"], lambda axes: axis_text(axes, "protocol") or "")
 
 
+@once
 def source_rows(group: Group, source: Source) -> pd.DataFrame:
     """All rows of a source that are no failures; values may be NaN."""
     rows = group.rows[(group.rows["status"] == "ok") & (group.rows["suite"] == source.suite)]
     return rows[(rows["text"].fillna(UNKNOWN_TEXT) == source.label) & (_protocols(rows) == source.protocol)]
 
 
+@once
 def language_cases(group: Group, source: Source) -> pd.DataFrame:
     """One line per architecture, context and book (`case`): sums over its pieces.
 
@@ -80,6 +84,7 @@ def language_cases(group: Group, source: Source) -> pd.DataFrame:
     return cases.reindex(columns=[*LANGUAGE_COUNTS, *MORE_COUNTS]).dropna(subset=["nll_nats"]).reset_index()
 
 
+@once
 def not_finite(group: Group, source: Source) -> dict[tuple[str, float], tuple[int, int]]:
     """(architecture, context) -> (books that were not finite, all its books), where there are any."""
     rows = _counted(group, source)
@@ -89,6 +94,7 @@ def not_finite(group: Group, source: Source) -> dict[tuple[str, float], tuple[in
     return {key: (int(part.sum()), len(part)) for key, part in parts if part.any()}
 
 
+@once
 def _counted(group: Group, source: Source) -> pd.DataFrame:
     """Rows of the sums with their book as `case`, and whether any piece of it was not finite (`spoilt`)."""
     rows = source_rows(group, source)
@@ -102,9 +108,10 @@ def _counted(group: Group, source: Source) -> pd.DataFrame:
 
 def _books(rows: pd.DataFrame) -> pd.Series:
     """The book of each row; a case that names none is a text of its own."""
-    return rows["axes"].map(lambda axes: axis_text(axes, "book")).fillna(rows["case"].astype(str))
+    return of_each(rows["axes"], lambda axes: axis_text(axes, "book")).fillna(rows["case"].astype(str))
 
 
+@once
 def language(group: Group, source: Source) -> pd.DataFrame:
     """One line per architecture and context: Σ/Σ over its finite texts, how many there were, and in words
     (`spoilt`) how many were not; all NaN where none was finite."""
@@ -152,7 +159,7 @@ def by_position(group: Group, source: Source) -> tuple[pd.DataFrame, float]:
     rows = rows[rows["metric"].isin(["bucket_nll_nats", "bucket_tokens"]) & rows["bin"].notna()]
     if rows.empty:
         return pd.DataFrame(), math.nan
-    size = rows["axes"].map(lambda axes: float(axis_text(axes, "bucket") or "nan"))
+    size = of_each(rows["axes"], lambda axes: float(axis_text(axes, "bucket") or "nan")).astype(float)
     rows = rows.assign(position=rows["bin"] * size, case=rows["case"].astype(str)).dropna(subset=["position"])
     bad = rows[~np.isfinite(rows["value"].astype(float))].groupby("architecture")["position"].min()
     finite = rows[~(rows["position"] >= rows["architecture"].map(bad))]

@@ -11,17 +11,17 @@ Both axes are logarithmic where they hold bytes, seconds or tokens.
 
 from __future__ import annotations
 
-import math
-
 import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 
 from ..metrics import METRICS, NOTHING, Metric, format_bits
-from .canvas import MUTED, Chart, Style, drawing, figure, legend, render, styles, tick
-from .groups import Group, not_exercised
+from .axis import Axis
+from .canvas import Chart, Style, figure, legend, render, styles, tick
+from .doubt import Doubt, cost_doubts, notes_of, signed
+from .groups import Group, not_exercised, over_floor
 from .html import Entry, Table, table_of
+from .plot import Panel, Pen
 from .remarks import hand_set
+from .rings import explained, ringed
 from .statistics import Spread
 
 Costs = dict[tuple[str, float, float], Spread]
@@ -34,25 +34,28 @@ def against_context(
 ) -> Chart:
     """A cost metric over the context, one line per architecture."""
     entry = METRICS[name]
-    looks = styles(group.drawn)
+    looks, doubtful = styles(group.drawn), cost_doubts(group, name)
     failed = _failed(group, suites, {key for key in data if key[2] == batch})
     contexts = sorted({c for _, c, n in data if n == batch} | {c for _, c in failed})
-    with drawing(slug):
-        fig = figure(5.0, 3.9)
-        axes = fig.subplots()
-        for architecture in group.architectures:
-            points = [(c, data[architecture, c, batch]) for c in contexts if (architecture, c, batch) in data]
-            if points:
-                _whiskers(axes, points, looks[architecture])
-        log_axis(axes, entry, "y")
-        _crosses(axes, failed, looks)
-        token_axis(axes, contexts)
-        axes.set_title(title)
-        legend(
-            fig, {a: looks[a] for a in group.architectures if any(a == key[0] for key in [*data, *failed])}
-        )
-        svg, png = render(fig, slug, title)
-    return Chart(slug, title, svg, png, _context_table(entry, data, batch, contexts, failed, group, suites))
+    fig, panel = figure(5.0, 3.9)
+    panel.title = title
+    log_axis(panel.y, entry)
+    token_axis(panel.x, contexts)
+    for architecture in group.architectures:
+        points = [(c, data[architecture, c, batch]) for c in contexts if (architecture, c, batch) in data]
+        if points:
+            _whiskers(panel, points, looks[architecture])
+            for context, point in points:
+                doubt = doubtful.get((architecture, context, batch))
+                ringed(panel, context, point.median, looks[architecture].points(), doubt)
+    _crosses(panel, failed, looks)
+    shown = [a for a in group.architectures if any(a == key[0] for key in [*data, *failed])]
+    in_doubt = [doubtful.get(key) for key in data if key[2] == batch]
+    legend(fig, {a: looks[a].line() for a in shown} | explained(in_doubt))
+    drawing = render(fig, slug, title)
+    return Chart(
+        slug, title, drawing, _context_table(name, data, batch, contexts, failed, group, suites, doubtful)
+    )
 
 
 def against_position(slug: str, title: str, steps: pd.DataFrame, group: Group) -> Chart:
@@ -81,136 +84,99 @@ def _positions(
     """A line per architecture over positions (the frame's index); times on a logarithmic axis."""
     looks = styles(group.drawn)
     present = [a for a in group.architectures if a in frame]
-    with drawing(slug):
-        fig = figure(5.0, 3.9)
-        axes = fig.subplots()
-        for number, architecture in enumerate(present):
-            series = frame[architecture].dropna()
-            style = looks[architecture].line() | {"linewidth": 1.1, "markersize": 5}
-            stride = max(1, len(series) // 6)
-            axes.plot(series.index, series, markevery=(number * stride // 8, stride), **style)
-        if entry.unit == "s":
-            log_axis(axes, entry, "y")
-        else:
-            axes.set_ylabel(entry.label)
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-        axes.set_xlabel(axis)
-        axes.set_title(title)
-        legend(fig, {a: looks[a] for a in present})
-        svg, png = render(fig, slug, title)
+    fig, panel = figure(5.0, 3.9)
+    panel.title, panel.x.name, panel.x.format = title, axis, "{:,.0f}".format
+    if entry.unit == "s":
+        log_axis(panel.y, entry)
+    else:
+        panel.y.name = entry.label
+    for number, architecture in enumerate(present):
+        series = frame[architecture].dropna()
+        stride = max(1, len(series) // 6)
+        panel.plot(series.index, series, looks[architecture].line(1.1, 5), (number * stride // 8, stride))
+    legend(fig, {a: looks[a].line() for a in present})
+    drawing = render(fig, slug, title)
     stride = -(-len(frame) // MOST_STEPS_LISTED)
     rows = [
         [f"{position:,.0f}", *(entry.format(row[a]) for a in present)]
         for position, row in frame.iloc[::stride].iterrows()
     ]
     notes = [f"Every {stride}th {what} is listed."] * (stride > 1) + [note] * bool(note)
-    return Chart(slug, title, svg, png, table_of(["tokens before", *present], rows), note=" ".join(notes))
+    return Chart(slug, title, drawing, table_of(["tokens before", *present], rows), note=" ".join(notes))
 
 
 def against_bytes(slug: str, title: str, name: str, points: pd.DataFrame, group: Group) -> Chart:
-    """Quality over live cache bytes; `points` has architecture, bytes, value, low, high (maybe NaN), idle."""
+    """Quality over live cache bytes, of points with architecture, bytes, value, low, high, idle, doubt."""
     entry, looks = METRICS[name], styles(group.drawn)
-    with drawing(slug):
-        fig = figure(5.0, 3.9)
-        axes = fig.subplots()
-        for point in points.itertuples():
-            if pd.notna(point.low):
-                axes.plot(
-                    [point.bytes] * 2, [point.low, point.high], color=looks[point.architecture].color, lw=1.2
-                )
-            axes.plot(point.bytes, point.value, **looks[point.architecture].points() | {"markersize": 8})
-        axes.set_xscale("log", base=2)
-        log_axis(axes, METRICS["cache_bytes_live"], "x")
-        axes.set_xlabel("live cache per request")
-        if entry.unit == "share":
-            axes.set_ylim(-0.04, 1.04)
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: tick(entry.format(value))))
-        axes.set_title(title)
-        remark = hand_set(group, points["architecture"])
-        legend(fig, {a: looks[a] for a in points["architecture"]}, lines=False, remark=remark)
-        svg, png = render(fig, slug, title)
+    fig, panel = figure(5.0, 3.9)
+    panel.title, panel.x.name = title, "live cache per request"
+    log_axis(panel.x, METRICS["cache_bytes_live"])
+    score_axis(panel.y, entry)
+    for point in points.itertuples():
+        look = looks[point.architecture]
+        if pd.notna(point.low):
+            panel.whiskers([point.bytes], [(point.low, point.high)], Pen(look.color, 1.2), 0)
+        panel.plot([point.bytes], [point.value], look.points(8))
+        ringed(panel, point.bytes, point.value, look.points(8), point.doubt)
+    remark = hand_set(group, points["architecture"])
+    pens = {a: looks[a].points() for a in points["architecture"]}
+    legend(fig, pens | explained(points["doubt"]), remark)
+    drawing = render(fig, slug, title)
     columns = ["architecture", "live cache", entry.label]
     rows = [
         [
             p.architecture,
             METRICS["cache_bytes_live"].format(p.bytes),
-            Entry(entry.format(p.value), "not exercised" * p.idle),
+            Entry(signed(entry.format(p.value), p.doubt), "not exercised" * p.idle),
         ]
         for p in points.itertuples()
     ]
     if points["low"].notna().any():
         columns.append("95 % interval")
         rows = [[*row, _interval(p, entry)] for row, p in zip(rows, points.itertuples(), strict=True)]
-    return Chart(slug, title, svg, png, table_of(columns, rows))
+    table = table_of(columns, rows)
+    table.notes.extend(notes_of(points["doubt"]))
+    return Chart(slug, title, drawing, table)
 
 
 def _interval(point: object, entry: Metric) -> str:
     return f"{entry.format(point.low)} to {entry.format(point.high)}" if pd.notna(point.low) else NOTHING
 
 
-def _whiskers(axes: Axes, points: list[tuple[float, Spread]], style: Style) -> None:
+def _whiskers(panel: Panel, points: list[tuple[float, Spread]], style: Style) -> None:
     x = [context for context, _ in points]
-    y = [s.median for _, s in points]
-    errors = [[s.median - s.q1 for _, s in points], [s.q3 - s.median for _, s in points]]
-    axes.errorbar(x, y, yerr=errors, elinewidth=1.0, capsize=2.5, **style.line())
+    panel.whiskers(x, [(s.q1, s.q3) for _, s in points], Pen(style.color, 1.0), 2.5)
+    panel.plot(x, [s.median for _, s in points], style.line())
 
 
-def _crosses(axes: Axes, failed: dict[tuple[str, float], str], looks: dict[str, Style]) -> None:
+def _crosses(panel: Panel, failed: dict[tuple[str, float], str], looks: dict[str, Style]) -> None:
     """A cross on the axis for each failed cell, side by side where several share a context."""
-    bottom, at = axes.get_ylim()[0], {}
+    at: dict[float, int] = {}
     for architecture, context in failed:
         shift = at[context] = at.get(context, -1) + 1
-        axes.plot(
-            context * 1.06**shift,
-            bottom,
-            color=looks[architecture].color,
-            marker="x",
-            markersize=9,
-            markeredgewidth=2.4,
-            clip_on=False,
-            zorder=5,
-        )
-    axes.set_ylim(bottom=bottom)
+        pen = Pen(looks[architecture].color, marker="x", size=9, edge_width=2.4)
+        panel.on_axis(context * 1.06**shift, pen)
 
 
-def token_axis(axes: Axes, contexts: list[float], name: str = "context, tokens") -> None:
+def token_axis(axis: Axis, contexts: list[float], name: str = "context, tokens") -> None:
     """Logarithmic, with a tick at each of these numbers of tokens."""
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(contexts)
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-    if len(contexts) > 6:
-        axes.tick_params("x", rotation=45)
-    low, high = min(contexts), max(contexts)
-    axes.set_xlim(low / 1.25, high * 1.25)
-    axes.set_xlabel(name)
+    axis.log, axis.name, axis.ticks = 2, name, contexts
+    axis.format = "{:,.0f}".format
+    axis.degrees = 45 if len(contexts) > 6 else 0
+    axis.set(min(contexts) / 1.25, max(contexts) * 1.25)
 
 
-def log_axis(axes: Axes, entry: Metric, which: str) -> None:
+def log_axis(axis: Axis, entry: Metric) -> None:
     """Logarithmic, with ticks at round numbers of the unit that is printed."""
-    getattr(axes, f"set_{which}scale")("log")
-    axis = getattr(axes, f"{which}axis")
-    low, high = sorted(getattr(axes, f"get_{which}lim")())
-    axis.set_major_locator(FixedLocator(_round_numbers(low, high, 2 if entry.unit == "bytes" else 10)))
-    axis.set_minor_locator(NullLocator())
-    axis.set_minor_formatter(NullFormatter())
-    axis.set_major_formatter(FuncFormatter(lambda value, _: tick(entry.format(value))))
-    axes.tick_params(which, color=MUTED)
+    axis.log = 2 if entry.unit == "bytes" else 10
+    axis.format = lambda value: tick(entry.format(value))
 
 
-def _round_numbers(low: float, high: float, base: int) -> list[float]:
-    """Ticks inside [low, high]: powers where there are enough, else finer steps between them."""
-    powers = [
-        float(base) ** n for n in range(math.floor(math.log(low, base)), math.ceil(math.log(high, base)) + 1)
-    ]
-    steps = (
-        [(1.0,), (1.0, 1.5)] if base == 2 else [(1.0,), (1.0, 2.0, 5.0), (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)]
-    )
-    for factors in steps:
-        found = [power * factor for power in powers for factor in factors if low <= power * factor <= high]
-        if len(found) >= 3:
-            return found[:: -(-len(found) // 7)]
-    return [tick for tick in MaxNLocator(4).tick_values(low, high) if low <= tick <= high]
+def score_axis(axis: Axis, entry: Metric) -> None:
+    """Linear, a share from 0 to 1 wherever the scores lie."""
+    if entry.unit == "share":
+        axis.set(-0.04, 1.04)
+    axis.format = lambda value: tick(entry.format(value))
 
 
 def _failed(group: Group, suites: set[str], measured: set) -> dict[tuple[str, float], str]:
@@ -222,15 +188,17 @@ def _failed(group: Group, suites: set[str], measured: set) -> dict[tuple[str, fl
 
 
 def _context_table(
-    entry: Metric,
+    name: str,
     data: Costs,
     batch: float,
     contexts: list[float],
     failed: dict,
     group: Group,
     suites: set[str],
+    doubtful: dict[tuple[str, float, float], Doubt],
 ) -> Table:
     idle = not_exercised(group.ok[group.ok["suite"].isin(suites)])
+    floors, entry = over_floor(group, name), METRICS[name]
 
     def field(architecture: str, context: float) -> Entry:
         if (architecture, context) in failed:
@@ -240,8 +208,12 @@ def _context_table(
         found = data[architecture, context, batch]
         notes = [f"{entry.format(found.q1)} to {entry.format(found.q3)}, n = {found.n}"] * (found.n > 1)
         notes += ["not exercised"] * ((architecture, context) in idle)
-        return Entry(entry.format(found.median), " · ".join(notes))
+        notes += [floors[key] for key in [(architecture, context, batch)] if key in floors]
+        doubt = doubtful.get((architecture, context, batch))
+        return Entry(signed(entry.format(found.median), doubt), " · ".join(notes))
 
     rows = [[a, *(field(a, c) for c in contexts)] for a in group.architectures]
     rows = [row for row in rows if any(not isinstance(f, Entry) or f.text != NOTHING for f in row[1:])]
-    return table_of(["architecture", *(f"{c:,.0f} tokens" for c in contexts)], rows)
+    table = table_of(["architecture", *(f"{c:,.0f} tokens" for c in contexts)], rows)
+    table.notes.extend(notes_of(doubtful.get(key) for key in data if key[2] == batch))
+    return table

@@ -5,7 +5,8 @@
     rows.parquet                 a committed run: all cells in one file
     telemetry/*.parquet | telemetry.parquet | nothing
 
-A cell that has no rows yet is no error: the page says how many of how many are done.
+A cell that has no rows yet is no error: the page says how many of how many are done. Rows that nobody has
+judged are judged here, and what follows from them is derived (harness.derived).
 """
 
 from __future__ import annotations
@@ -18,11 +19,13 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 
+from ..derived import complete
 from ..store import SCHEMA, SCHEMA_VERSION, StoreError, first_line, read_table
 
 TELEMETRY_COLUMNS = [
-    *("job", "t_s", "kind", "source", "rss_bytes", "gpu_used_bytes", "gpu_process_bytes", "power_w"),
-    *("energy_j", "sm_clock_hz", "temperature_c", "throttle_reasons", "cell", "phase", "architecture"),
+    *("job", "t_s", "kind", "source", "rss_bytes", "gpu_used_bytes", "gpu_process_bytes"),
+    *("foreign_gpu_processes", "power_w", "energy_j", "sm_clock_hz", "memory_clock_hz", "temperature_c"),
+    *("throttle_reasons", "cell", "phase", "architecture"),
 ]
 
 
@@ -59,7 +62,10 @@ class Run:
 def load_run(path: Path) -> Run:
     """Read a run folder. Raises StoreError, one sentence, for what is missing, truncated or foreign."""
     manifest = _manifest(path / "run.json")
-    return Run(manifest, _rows(path, manifest), _telemetry(path))
+    rows, telemetry = _rows(path, manifest), _telemetry(path)
+    if rows["validity"].isna().all():  # cells of a run at work, or a record from before verdicts
+        rows = complete(rows, telemetry, manifest)
+    return Run(manifest, rows, telemetry)
 
 
 def _manifest(path: Path) -> dict[str, Any]:

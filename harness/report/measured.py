@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from .doubt import objects, score_doubts
 from .forensics import kinds
 from .groups import Group, needle, needle_judge, needle_suites, not_exercised, told_apart
 from .language import bits_interval, language, language_cases, language_sources
@@ -30,7 +31,7 @@ COLUMNS = ["architecture", "context", "kind", "value", "low", "high", "n"]
 
 @dataclass(frozen=True)
 class Measure:
-    """A score of a suite; `frame` has COLUMNS and `idle` (the policy had nothing to do), depths pooled.
+    """A score of a suite; `frame` has COLUMNS, `idle` (the policy did nothing) and `doubt`, depths pooled.
 
     `kind` tells cells apart that differ in more than length and depth ("" where none do). Whoever was scored
     on fewer cases than another at the same place has no line: without its worst depth a pooled score is
@@ -109,5 +110,8 @@ def _told(own: str) -> str:
 def _marked(group: Group, measure: Measure) -> Measure:
     unused = not_exercised(group.ok[group.ok["suite"] == measure.suite])
     frame = measure.frame[complete(measure.frame, ["context", "kind"])]
-    idle = [place in unused for place in zip(frame["architecture"], frame["context"], strict=True)]
-    return Measure(measure.suite, measure.title, measure.metric, frame.assign(idle=idle))
+    places = list(zip(frame["architecture"], frame["context"], strict=True))
+    metric = "nll_nats" if measure.metric == "bits_per_byte" else measure.metric
+    doubtful = score_doubts(group, measure.suite, (metric,))
+    more = {"idle": [place in unused for place in places], "doubt": objects(map(doubtful.get, places))}
+    return Measure(measure.suite, measure.title, measure.metric, frame.assign(**more))

@@ -7,8 +7,8 @@ differ by the seed of their weights: the spread over seeds stands before them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from html import escape
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +18,19 @@ from .all_numbers import failures_table
 from .canvas import RAMP, Chart
 from .groups import AXIS_NAMES, Group, groups
 from .guide import DEFINITIONS, LIMITS, QUESTION
-from .html import details, paragraph, table_html, table_of
+from .html import details, escaped, paragraph, table_html, table_of
 from .language import is_pg19
 from .load import Run, load_run
+from .pool import together
 from .section import Section
 from .sections import sections
 from .seeds import seed_section
 from .style import css
 from .timeline import timelines
 from .training import folder_curves, run_curves, training_section
+
+#: A piece of the page that is made when its figures are wanted.
+Part = Callable[[], str]
 
 ICON = (
     "data:image/svg+xml,%3Csvg viewBox='0 0 16 16' xmlns='http%3A//www.w3.org/2000/svg'%3E"
@@ -37,55 +41,76 @@ ICON = (
 def write(paths: list[Path], out: Path) -> Path:
     """Read the runs, draw them, write `out/index.html` and `out/figures/*.png`; returns the page."""
     runs = [load_run(path) for path in paths]
-    (out / "figures").mkdir(parents=True, exist_ok=True)  # refused here rather than after all the drawing
-    parts, charts = [_section_html(section, "") for section in seed_section(runs)], []
-    for number, run in enumerate(runs):
-        prefix = f"run{number + 1}-" if len(runs) > 1 else ""
-        html, drawn = _run_part(run, prefix, titled=len(runs) > 1)
-        parts.append(html)
-        charts += drawn
-    page = _document(runs, "\n".join(parts))
-    for chart in charts:
-        write_atomic(out / "figures" / f"{chart.slug}.png", chart.png)
-    write_atomic(out / "index.html", page.encode("utf-8"))
+    _make_room(out)
+    parts: list[Part] = [partial(_section_html, section, "") for section in seed_section(runs)]
+    charts: list[Chart] = []
+    with together():
+        for number, run in enumerate(runs):
+            prefix = f"run{number + 1}-" if len(runs) > 1 else ""
+            told, drawn = _run_part(run, prefix, titled=len(runs) > 1)
+            parts += told
+            charts += drawn
+        body = "\n".join(part() for part in parts)
+        files = {f"{chart.slug}.png": chart.png for chart in charts}
+    _save(out, _document(runs, body), files)
     return out / "index.html"
 
 
-def _run_part(run: Run, prefix: str, titled: bool) -> tuple[str, list[Chart]]:
-    html, charts = [], []
+def _make_room(out: Path) -> None:
+    """A folder that cannot be written is refused before all the drawing; what a killed one left goes."""
+    (out / "figures").mkdir(parents=True, exist_ok=True)
+    for part in out.glob("**/.partial-*"):
+        part.unlink(missing_ok=True)
+
+
+def _save(out: Path, page: str, figures: dict[str, bytes]) -> None:
+    for name, content in figures.items():
+        write_atomic(out / "figures" / name, content)
+    write_atomic(out / "index.html", page.encode("utf-8"))
+
+
+def slug_of(axis: str, number: int) -> str:
+    """Part of file names and of ids: an axis that is known by name, whatever a row says by number."""
+    return axis if axis in AXIS_NAMES else f"axis{number}"
+
+
+def _run_part(run: Run, prefix: str, titled: bool) -> tuple[list[Part], list[Chart]]:
+    """Its HTML, in parts that wait for their figures, and these."""
+    html: list[Part] = []
+    charts: list[Chart] = []
     if titled:
-        html.append(f"<h2>Run {escape(run.name)}</h2>{_facts(run)}")
+        html.append(lambda: f"<h2>Run {escaped(run.name)}</h2>{_facts(run)}")
     found = groups(run)
-    for group in found:
+    for number, group in enumerate(found):
         suffix = f" ({AXIS_NAMES.get(group.axis, group.axis)})" if len(found) > 1 else ""
-        for section in sections(group, f"{prefix}{group.axis}-"):
-            html.append(_section_html(section, suffix))
+        for section in sections(group, f"{prefix}{slug_of(group.axis, number)}-"):
+            html.append(partial(_section_html, section, suffix))
             charts += section.all_charts
     for section in training_section(run_curves(run), f"{prefix}training"):
-        html.append(_section_html(section, ""))
+        html.append(partial(_section_html, section, ""))
         charts += section.all_charts
     lines = timelines(f"{prefix}memory", run)
     lead = "One chart per suite." if lines else "No telemetry was recorded in this run."
-    html.append(_section_html(Section("Memory over time", lead, charts=lines), ""))
-    html.append(_machine(run) + _failed(found) + _protocols(run))
-    return "\n".join(html), charts + lines
+    html.append(partial(_section_html, Section("Memory over time", lead, charts=lines), ""))
+    html.append(lambda: _machine(run) + _failed(found) + _protocols(run))
+    return html, charts + lines
 
 
 def write_curves(folders: list[Path], out: Path) -> Path:
     """The same for folders of weights: how they were trained. Raises StoreError."""
-    sections = training_section(folder_curves(folders), "training")
-    (out / "figures").mkdir(parents=True, exist_ok=True)
-    for chart in [chart for section in sections for chart in section.all_charts]:
-        write_atomic(out / "figures" / f"{chart.slug}.png", chart.png)
-    body = "\n".join(_section_html(section, "") for section in sections)
-    write_atomic(
-        out / "index.html", _plain_document(", ".join(f.name for f in folders), body).encode("utf-8")
-    )
+    curves = folder_curves(folders)
+    _make_room(out)
+    with together():
+        sections = training_section(curves, "training")
+        body = "\n".join(_section_html(section, "") for section in sections)
+        charts = [chart for section in sections for chart in section.all_charts]
+        files = {f"{chart.slug}.png": chart.png for chart in charts}
+    _save(out, _plain_document(", ".join(f.name for f in folders), body), files)
     return out / "index.html"
 
 
 def _plain_document(names: str, body: str) -> str:
-    title, mark = "How the weights were trained", f'<p class="mark">kvmark · {escape(names)}</p>'
+    title, mark = "How the weights were trained", f'<p class="mark">kvmark · {escaped(names)}</p>'
     header = f"<header>{mark}\n<h1>{title}</h1></header>"
     return f"{_head(f'{title}: {names}')}{header}\n<main>\n{body}\n</main>\n</body>\n</html>\n"
 
@@ -94,7 +119,7 @@ def _head(title: str) -> str:
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n"
+        f"<title>{escaped(title)}</title>\n"
         f'<link rel="icon" href="{ICON}">\n<style>\n{css()}</style>\n</head>\n<body>\n'
     )
 
@@ -105,8 +130,8 @@ def _document(runs: list[Run], body: str) -> str:
     names = ", ".join(f"{run.name} · {str(run.manifest.get('created', ''))[:10]}" for run in runs)
     facts = _facts(runs[0]) if len(runs) == 1 else ""
     header = (
-        f'<header><p class="mark">kvmark · {escape(names)}</p>\n<h1>{escape(title)}: what a cache costs, and '
-        f"what it forgets</h1>\n{paragraph(QUESTION, 'lead')}\n{facts}</header>\n"
+        f'<header><p class="mark">kvmark · {escaped(names)}</p>\n<h1>{escaped(title)}: what a cache costs, '
+        f"and what it forgets</h1>\n{paragraph(QUESTION, 'lead')}\n{facts}</header>\n"
     )
     footer = (
         "<footer><p>Drawn from the runs' files alone; drawn again it is the same file. The figures lie "
@@ -124,7 +149,7 @@ def _facts(run: Run) -> str:
     done = f"{run.num_done} of {total} done" + ("" if run.num_done == total else ": this run is not finished")
     failed = run.rows.loc[run.rows["status"] != "ok", "cell"].nunique()
     facts.append(("cells", done + (f", {failed} failed" if failed else "")))
-    rows = "".join(f"<dt>{name}</dt><dd>{escape(line)}</dd>" for name, line in facts)
+    rows = "".join(f"<dt>{name}</dt><dd>{escaped(line)}</dd>" for name, line in facts)
     return f'<dl class="facts">{rows}</dl>'
 
 
@@ -156,7 +181,7 @@ def _code_line(machine: dict[str, Any]) -> str:
 
 
 def _section_html(section: Section, suffix: str) -> str:
-    parts = [f"<section><h2>{escape(section.title + suffix)}</h2>"]
+    parts = [f"<section><h2>{escaped(section.title + suffix)}</h2>"]
     parts += [paragraph(section.lead)] if section.lead else []
     parts += [paragraph(alert, "alert") for alert in section.alerts]
     parts += [table_html(table) for table in section.tables]
@@ -187,9 +212,15 @@ def _scale() -> str:
 
 
 def _machine(run: Run) -> str:
-    card = run.manifest.get("machine") or {}
-    rows = [[name, _value(name, value)] for name, value in card.items()]
-    return f"<section><h2>Machine card</h2>{table_html(table_of(['fact', 'value'], rows))}</section>"
+    home = run.manifest.get("machine") or {}
+    nodes = {key: card for key, card in (run.manifest.get("machines") or {}).items() if key != home.get("id")}
+    cards = {"Machine card": home} | {f"Machine card of node {key}": card for key, card in nodes.items()}
+    parts = []
+    for title, card in cards.items():
+        rows = [[name, _value(name, value)] for name, value in card.items()]
+        table = table_html(table_of(["fact", "value"], rows))
+        parts.append(f"<section><h2>{escaped(title)}</h2>{table}</section>")
+    return "".join(parts)
 
 
 def _protocols(run: Run) -> str:
@@ -218,7 +249,7 @@ def _value(name: str, value: Any) -> str:
 
 def _failed(found: Iterable[Group]) -> str:
     tables = [
-        (f"<h3>{escape(AXIS_NAMES.get(group.axis, group.axis))}</h3>", table)
+        (f"<h3>{escaped(AXIS_NAMES.get(group.axis, group.axis))}</h3>", table)
         for group in found
         if (table := failures_table(group))
     ]
@@ -227,8 +258,8 @@ def _failed(found: Iterable[Group]) -> str:
 
 
 def _guide() -> str:
-    terms = "".join(f"<dt>{escape(term)}</dt><dd>{escape(text)}</dd>" for term, text in DEFINITIONS)
-    limits = "".join(f"<li>{escape(text)}</li>" for text in LIMITS)
+    terms = "".join(f"<dt>{escaped(term)}</dt><dd>{escaped(text)}</dd>" for term, text in DEFINITIONS)
+    limits = "".join(f"<li>{escaped(text)}</li>" for text in LIMITS)
     return (
         f'<section><h2>Reading guide</h2><dl class="guide">{terms}</dl>'
         f"<h3>What these numbers do not mean</h3><ul>{limits}</ul></section>"

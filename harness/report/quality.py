@@ -6,7 +6,8 @@ import math
 
 import pandas as pd
 
-from .canvas import Chart, variants_told
+from .canvas import Chart
+from .doubt import objects, score_doubts
 from .groups import (
     Group,
     context_name,
@@ -50,7 +51,7 @@ def quality_section(group: Group, prefix: str) -> Section:
         frame = frame.assign(low=math.nan, high=math.nan).dropna(subset=["value"])
         slug, title = f"{prefix}-bits-{number}", f"Bits/byte on {source.name}"
         charts += _against_bytes(slug, title, "bits_per_byte", frame, group, source.suite)
-    lead = "Each point is one architecture: to the left it holds less." + variants_told(group.drawn)
+    lead = "Each point is one architecture: to the left it holds less."
     if not charts:
         lead = "No quality score with known cache bytes in this run."
     notes = list(dict.fromkeys(missing)) + (weights_told(group) if charts else [])
@@ -81,7 +82,9 @@ def _against_bytes(
     frame = frame.sort_values("architecture", key=lambda a: a.map(group.drawn.index))
     whole = f"{title}, {context_name(frame['context'].max())}"
     unused = not_exercised(group.ok[group.ok["suite"] == suite])
-    frame["idle"] = [key in unused for key in zip(frame["architecture"], frame["context"], strict=True)]
+    doubtful = score_doubts(group, suite, ("nll_nats" if name == "bits_per_byte" else name,))
+    places = list(zip(frame["architecture"], frame["context"], strict=True))
+    frame = frame.assign(idle=[key in unused for key in places], doubt=objects(map(doubtful.get, places)))
     return [against_bytes(slug, whole, name, frame, group)]
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from .html import Table
 
-if TYPE_CHECKING:  # tables alone are shown without Matplotlib
+if TYPE_CHECKING:  # tables alone are shown without what draws
     from .canvas import Chart
 
 

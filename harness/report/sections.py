@@ -18,11 +18,13 @@ from .groups import Group, context_name
 from .held import held_folded, held_sections
 from .html import Table
 from .kept import equal_bytes_section, kept_section
+from .ledger import ledger_section
 from .lm_eval import lm_eval_sections
 from .measured import measures
 from .needles import needle_sections
 from .quality import quality_section
 from .remarks import alerts, weight_notes
+from .roofline import roofline_section
 from .scrolls import scrolls_sections
 from .section import Section
 from .tasks import task_sections
@@ -46,6 +48,8 @@ def sections(group: Group, prefix: str) -> list[Section]:
         *_with(scrolls_sections(shown), others, lambda part: _tables(scrolls_sections(part))),
         *_with(lm_eval_sections(shown), others, lambda part: _tables(lm_eval_sections(part))),
         cost_section(shown, f"{prefix}cost"),
+        *roofline_section(shown, f"{prefix}roofline"),
+        *ledger_section(shown, f"{prefix}ledger"),
         bytes_section(group, f"{prefix}quality", scores)
         if crowded
         else quality_section(group, f"{prefix}quality"),

@@ -23,16 +23,17 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-#: Student's t, two-sided 95 %, by degrees of freedom 1..10.
-T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
-Z95 = 1.959964
-#: Below so many pairs nothing is called a difference.
-FEW_PAIRS = 3
+from ..statistics import FEW_PAIRS as FEW_PAIRS
+from ..statistics import NO_INTERVAL as NO_INTERVAL
+from ..statistics import excludes_zero as excludes_zero
+from ..statistics import student as student
+from ..statistics import t95 as t95
+from ..statistics import wilson as wilson
+
 #: Resamples of a bootstrap interval.
 RESAMPLES = 2000
 #: With fewer cases than this a bootstrap interval means little: it cannot leave what it has seen.
 FEW_CASES = 5
-NO_INTERVAL = (math.nan, math.nan)
 
 
 #: What is counted of a text that is scored.
@@ -51,63 +52,22 @@ class Spread:
 
 def spread(rows: pd.DataFrame) -> Spread:
     """Median and quartiles of rows with the columns value, repeat, replicate (see the module's text)."""
-    by_repeat = rows.groupby(["replicate", "repeat"], dropna=False)["value"].mean()
-    by_replicate = by_repeat.groupby("replicate", dropna=False).median()
-    samples = by_replicate if len(by_replicate) > 1 else by_repeat
-    q1, median, q3 = np.quantile(samples.to_numpy(dtype=float), [0.25, 0.5, 0.75])
-    return Spread(float(median), float(q1), float(q3), len(samples))
+    (found,) = spreads(rows.assign(all=0), ["all"]).values()
+    return found
 
 
-def wilson(hits: float, trials: int) -> tuple[float, float]:
-    """Wilson's 95 % interval for a share of `hits` in `trials`; (nan, nan) without trials."""
-    if trials == 0:
-        return math.nan, math.nan
-    share, z2 = hits / trials, Z95**2
-    middle = (share + z2 / (2 * trials)) / (1 + z2 / trials)
-    half = Z95 / (1 + z2 / trials) * math.sqrt(share * (1 - share) / trials + z2 / (4 * trials**2))
-    return max(0.0, middle - half), min(1.0, middle + half)
-
-
-def t95(freedom: int) -> float:
-    """Student's two-sided 95 % point; above ten degrees of freedom its expansion in 1/ν, exact to 0.0002."""
-    if freedom <= len(T95):
-        return T95[freedom - 1]
-    z, v = Z95, 4 * freedom
-    terms = (z, z**3 + z, (5 * z**5 + 16 * z**3 + 3 * z) / 6, (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 6)
-    return sum(term / v**power for power, term in enumerate(terms))
-
-
-def student(columns_NK: np.ndarray, number: Callable[[np.ndarray], np.ndarray]) -> tuple[float, float]:
-    """95 % t-interval, N - 1 degrees of freedom, of a number made from sums over N cases.
-
-    The standard error is the jackknife's: each case is left out once (Efron and Tibshirani, An Introduction
-    to the Bootstrap, 1993, chapter 11; about the whole number and not about the mean of the N). For a
-    difference of ratios with cases of one size this is the paired t-interval. (nan, nan) below three cases.
-
-    How often two policies that are equal would be called different (20,000 simulated runs of N books, normal
-    differences; ± 0.2 %), and how often by the percentile bootstrap (4,000 runs, at 68 books 1,000):
-
-        N books                         4       5       8      12      68
-        of one size                 4.9 %   5.0 %   4.8 %   5.0 %   4.9 %
-        sizes log-normal, σ = 0.5   5.8 %   6.3 %   6.4 %   5.7 %   5.2 %
-        sizes log-normal, σ = 1     8.1 %   8.7 %   8.5 %   8.0 %   6.0 %
-        bootstrap, of one size     19.1 %  16.3 %  11.4 %   8.7 %   4.8 %
-    """
-    n = len(columns_NK)
-    if n < FEW_PAIRS:
-        return NO_INTERVAL
-    total_K = columns_NK.sum(0)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        whole, without_N = number(total_K), number((total_K - columns_NK).T)
-    if not (math.isfinite(whole) and np.isfinite(without_N).all()):  # nothing was left to divide by
-        return NO_INTERVAL
-    half = t95(n - 1) * math.sqrt((n - 1) / n * ((without_N - whole) ** 2).sum())
-    return float(whole - half), float(whole + half)
-
-
-def excludes_zero(ends: tuple[float, float]) -> bool:
-    """Whether an interval of a difference says that there is one; no interval says nothing."""
-    return ends[0] > 0 or ends[1] < 0
+def spreads(rows: pd.DataFrame, keys: list[str]) -> dict[tuple, Spread]:
+    """The same of each part of the rows that has its own values of `keys`, in their order."""
+    by_repeat = rows.groupby([*keys, "replicate", "repeat"], dropna=False)["value"].mean().reset_index()
+    by_replicate = by_repeat.groupby([*keys, "replicate"], dropna=False)["value"].median().reset_index()
+    found = {}
+    replicates = dict(list(by_replicate.groupby(keys)["value"]))
+    for key, repeats in by_repeat.groupby(keys)["value"]:
+        own = replicates[key]
+        samples = own if len(own) > 1 else repeats
+        q1, median, q3 = np.quantile(samples.to_numpy(dtype=float), [0.25, 0.5, 0.75])
+        found[key] = Spread(float(median), float(q1), float(q3), len(samples))
+    return found
 
 
 def bootstrap(columns_NK: np.ndarray, number: Callable[[np.ndarray], np.ndarray]) -> tuple[float, float]:

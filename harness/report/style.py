@@ -117,6 +117,7 @@ td.failed{color:var(--alert)}
 figure{margin:0;min-width:0}
 figure.wide{grid-column:1/-1}
 figure svg{display:block;max-width:100%;height:auto}
+figure svg *{stroke-linejoin:round;stroke-linecap:butt}
 figure.wide svg{min-width:42rem;max-width:none;width:100%!important}
 svg text{font-family:system-ui,-apple-system,"Segoe UI",Roboto,Arial,sans-serif!important;
   font-variant-numeric:tabular-nums}

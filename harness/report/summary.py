@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from .budgets import absent_alerts, near, said
 from .groups import AXIS_NAMES, Group, groups
-from .html import Table
+from .html import Table, printable
 from .lm_eval import lm_eval_suites, lm_eval_table
 from .load import Run
 from .remarks import alerts, weight_notes
@@ -33,7 +33,8 @@ def summary(run: Run) -> list[Summary]:
         group = near(whole)
         tables = [table for table in [headline(group)] if len(table.columns) > 2] + _tasks(group)
         for number, table in enumerate(tables):
-            notes = [*alerts(whole), *absent_alerts(whole), said(whole)] if number == 0 else []
+            notes = [*table.notes]
+            notes += [*alerts(whole), *absent_alerts(whole), said(whole)] if number == 0 else []
             notes += weight_notes(group) if number == len(tables) - 1 else []
             found.append(_summary(group, table, list(filter(None, notes))))
     return found
@@ -47,4 +48,5 @@ def _tasks(group: Group) -> list[Table]:
 
 def _summary(group: Group, table: Table, notes: list[str]) -> Summary:
     title = f"{group.run.name}, {AXIS_NAMES.get(group.axis, group.axis)}. {table.caption}"
-    return Summary(title, list(table.columns), [[entry.plain for entry in row] for row in table.rows], notes)
+    rows = [[printable(entry.plain) for entry in row] for row in table.rows]
+    return Summary(printable(title), [*map(printable, table.columns)], rows, [*map(printable, notes)])

@@ -12,17 +12,14 @@ import math
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.patches import Patch, PathPatch
-from matplotlib.path import Path
-from matplotlib.ticker import FuncFormatter, MultipleLocator
 
 from ..metrics import format_bytes, format_number, format_seconds
-from .canvas import INK, OTHERS, Chart, drawing, figure, render, styles, tick
-from .groups import family
+from .canvas import OTHERS, Chart, render, short, styles, tick
+from .figure import Entry, Figure
+from .groups import as_objects, family
 from .html import Table, table_of
 from .load import Run
+from .plot import Panel, Pen
 
 #: (column, what it is): the first with a reading is drawn.
 SOURCES = (
@@ -45,18 +42,23 @@ WIDEST_GAP, ALL_GAPS = 0.01, 0.1
 #: More stretches than this cannot be told apart across a chart: of each the lowest and the highest sample are
 #: drawn, where there are more samples than that.
 MOST_STRETCHES = 600
+#: So many phases and families have room in the legend.
+MOST_NAMES = 18
 
 
 def timelines(prefix: str, run: Run) -> list[Chart]:
     """One wide chart per suite that was sampled, in plan order."""
-    samples = run.telemetry[run.telemetry["kind"] == "sample"]
+    telemetry = as_objects(run.telemetry)
+    samples = telemetry[telemetry["kind"] == "sample"]
     source = next((pair for pair in SOURCES if samples[pair[0]].notna().any()), None)
     if source is None:
         return []
     suite_of = {cell["key"]: str(cell["suite"]) for cell in run.cells}
     place = {key: number for number, key in enumerate(suite_of)}
     jobs: dict[str, list[pd.DataFrame]] = {}
-    for _, job in run.telemetry.groupby("job", sort=False):
+    for _, job in telemetry.groupby("job", sort=False):
+        if not job[source[0]].notna().any():  # its sampler was killed: marks alone draw nothing
+            continue
         job = job.sort_values("t_s", kind="stable")
         suite = next((suite_of[cell] for cell in job["cell"].dropna() if cell in suite_of), "other jobs")
         jobs.setdefault(suite, []).append(job)
@@ -79,28 +81,26 @@ def _chart(
     title = f"{suite}: {what}"
     samples = frame[(frame["kind"] == "sample") & frame[column].notna()]
     powered = samples["power_w"].notna().any()
-    with drawing(slug):
-        fig = figure(9.6, 4.6 if powered else 3.4)
-        ratios = [6, 2, 1.2] if powered else [6, 1.2]
-        panels = fig.subplots(len(ratios), 1, sharex=True, height_ratios=ratios)
-        stretch = (samples["x"].max() - samples["x"].min()) / MOST_STRETCHES
-        stretch *= len(samples) > 2 * MOST_STRETCHES
-        for _, job in samples.groupby("number"):
-            panels[0].plot(*_thinned(job, column, stretch), color=INK, linewidth=1.1)
-            if powered:
-                panels[1].plot(*_thinned(job, "power_w", stretch), color=INK, linewidth=1.0)
-        panels[0].set_title(title)
-        # Steps of a power of two, because that is how bytes are printed.
-        highest = max(float(samples[column].max()), 1.0)
-        panels[0].yaxis.set_major_locator(MultipleLocator(2.0 ** math.ceil(math.log2(highest / 5))))
-        panels[0].yaxis.set_major_formatter(FuncFormatter(lambda value, _: tick(format_bytes(value))))
-        panels[0].set_ylim(bottom=0)
+    panels = [Panel(title=title), *([Panel()] if powered else []), Panel(framed=False)]
+    fig = Figure(9.6, 4.6 if powered else 3.4, panels, [6, 2, 1.2] if powered else [6, 1.2])
+    stretch = (samples["x"].max() - samples["x"].min()) / MOST_STRETCHES
+    stretch *= len(samples) > 2 * MOST_STRETCHES
+    for _, job in samples.groupby("number"):
+        panels[0].plot(*_thinned(job, column, stretch), Pen(width=1.1))
         if powered:
-            panels[1].set_ylabel("W")
-            panels[1].set_ylim(bottom=0)
-        _strips(fig, panels[-1], _spans(frame), architectures)
-        svg, png = render(fig, slug, title)
-    return Chart(slug, title, svg, png, _table(frame, column, powered), wide=True)
+            panels[1].plot(*_thinned(job, "power_w", stretch), Pen(width=1.0))
+    # Steps of a power of two, because that is how bytes are printed.
+    highest = max(float(samples[column].max()), 1.0)
+    step = 2.0 ** math.ceil(math.log2(highest / 5))
+    panels[0].y.ticks = [n * step for n in range(int(1.05 * highest / step) + 1)]
+    panels[0].y.format = lambda value: tick(format_bytes(value))
+    for panel in panels[:-1]:
+        panel.y.set(0)
+    if powered:
+        panels[1].y.name = "W"
+    _strips(fig, panels[-1], _spans(frame), architectures)
+    drawing = render(fig, slug, title)
+    return Chart(slug, title, drawing, _table(frame, column, powered), wide=True)
 
 
 def _end_to_end(jobs: list[pd.DataFrame]) -> pd.DataFrame:
@@ -140,7 +140,7 @@ def _spans(frame: pd.DataFrame) -> pd.DataFrame:
     ]
 
 
-def _strips(fig: Figure, axes: Axes, spans: pd.DataFrame, architectures: list[str]) -> None:
+def _strips(fig: Figure, panel: Panel, spans: pd.DataFrame, architectures: list[str]) -> None:
     looks = styles(architectures)
     extra = [name for name in spans["phase"].dropna().unique() if name not in PHASES]
     colours = PHASES | {name: OTHERS[n % len(OTHERS)][0] for n, name in enumerate(extra)}
@@ -152,27 +152,17 @@ def _strips(fig: Figure, axes: Axes, spans: pd.DataFrame, architectures: list[st
         for value, colour in colour_of.items():
             own = _merged(spans[spans[column] == value], shortest)
             if own and colour != "none":
-                bars = Path.make_compound_path(*(_bar(x, y, width) for x, width in own))
-                axes.add_patch(PathPatch(bars, facecolor=colour, linewidth=0))
-    axes.autoscale_view(scaley=False)
-    axes.set_yticks([0.5, 1.5], ["phase", "architecture"])
-    axes.set_ylim(0, 2)
-    axes.grid(False)
-    axes.spines[:].set_visible(False)
-    axes.tick_params(length=0)
-    axes.set_xlabel("seconds of work, jobs end to end")
+                panel.boxes([(x, y + 0.08, width, 0.84) for x, width in own], colour)
+    panel.y.set(0, 2)
+    panel.y.ticks, panel.y.labels = [0.5, 1.5], ["phase", "architecture"]
+    panel.x.name = "seconds of work, jobs end to end"
     seen = set(spans["phase"].dropna())
-    handles = [Patch(color=c, label=name) for name, c in colours.items() if name in seen and c != "none"]
-    families = dict.fromkeys(family(a) for a in architectures if a in set(spans["architecture"].dropna()))
-    first = {name: next(looks[a].color for a in architectures if family(a) == name) for name in families}
-    handles += [Patch(color=colour, label=name) for name, colour in first.items()]
-    fig.legend(handles=handles, loc="outside lower left", ncols=9, columnspacing=1.1, handlelength=1.0)
-
-
-def _bar(x: float, y: float, width: float) -> Path:
-    """One span of a strip. All of one colour are a single path: a chart has hundreds."""
-    low, high = y + 0.08, y + 0.92
-    return Path([(x, low), (x, high), (x + width, high), (x + width, low), (x, low)], closed=True)
+    shown = {name: c for name, c in colours.items() if name in seen and c != "none"}
+    there = set(spans["architecture"].dropna())
+    families = dict.fromkeys(family(a) for a in architectures if a in there)
+    shown |= {name: next(looks[a].color for a in architectures if family(a) == name) for name in families}
+    fig.entries = [Entry(short(name), color=colour) for name, colour in shown.items()][:MOST_NAMES]
+    fig.columns, fig.handle = 9, 9.0
 
 
 def _merged(spans: pd.DataFrame, shortest: float) -> list[tuple[float, float]]:

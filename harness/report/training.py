@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import math
-import textwrap
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,11 +20,10 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from matplotlib.ticker import FuncFormatter
 
 from ..metrics import NOTHING, format_bits, format_rate, format_share
 from ..store import StoreError, first_line
-from .canvas import DASHES, Chart, Style, drawing, figure, legend, marked, render, styles
+from .canvas import DASHES, Chart, Style, figure, legend, millions, render, styles
 from .compressors import compressor_section, layers, trained_on
 from .html import Table, table_of
 from .load import Run
@@ -58,7 +56,7 @@ INSIDE = " A difference of two layouts inside it is no finding."
 #: The column of `mfu` (models/training_speed.py).
 FAST = "speed /\nmatrix product"
 #: Longest table of a chart's numbers, by lines; characters of a title's line.
-MOST_LISTED, TITLE_WIDTH = 40, 52
+MOST_LISTED, TITLE_PT = 40, 9.5
 
 
 @dataclass(frozen=True)
@@ -163,7 +161,7 @@ def training_section(curves: list[Curve], prefix: str) -> list[Section]:
         return []
     compressors = [curve for curve in curves if curve.of_compressors]
     found = Section("Training", LEAD + COMPRESSORS * bool(compressors))
-    colours = marked(styles(list(dict.fromkeys(curve.architecture for curve in curves))))
+    colours = styles(list(dict.fromkeys(curve.architecture for curve in curves)))
     parts = {"": [curve for curve in curves if not curve.of_compressors], "Compressors: ": compressors}
     for place, (whose, own) in enumerate(parts.items()):
         for number, (metric, title, text) in enumerate(DRAWN, place * len(DRAWN)):
@@ -177,28 +175,24 @@ def training_section(curves: list[Curve], prefix: str) -> list[Section]:
 def _chart(slug: str, title: str, metric: str, text, curves: list[Curve], colours: dict[str, Style]) -> Chart:
     kinds = {curve.kind: curve for curve in curves}
     looks = {kind: replace(colours[one.architecture], dash=one.dash, size=4.5) for kind, one in kinds.items()}
-    with drawing(slug):
-        fig = figure(5.0, 4.0)
-        axes = fig.subplots()
-        for curve in curves:
-            points = curve.series(metric)
-            style = looks[curve.kind].line() | {"linewidth": 1.2, "markevery": max(1, len(points) // 5)}
-            axes.plot([tokens for tokens, _ in points], [value for _, value in points], **style)
-        axes.set_xlim(left=0)
-        if text is format_share:
-            axes.set_ylim(-0.04, 1.04)
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / 1e6:g} M"))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: text(value)))
-        axes.set_xlabel("tokens trained on")
-        axes.set_title(textwrap.fill(title, TITLE_WIDTH), fontsize=9.5)
-        legend(fig, looks)
-        svg, png = render(fig, slug, title)
+    fig, panel = figure(5.0, 4.0)
+    panel.title, panel.title_size = title, TITLE_PT
+    panel.x.set(0)
+    if text is format_share:
+        panel.y.set(-0.04, 1.04)
+    panel.x.name, panel.x.format, panel.y.format = "tokens trained on", millions, text
+    for curve in curves:
+        points = curve.series(metric)
+        tokens, values = [tokens for tokens, _ in points], [value for _, value in points]
+        panel.plot(tokens, values, looks[curve.kind].line(1.2), (0, max(1, len(points) // 5)))
+    legend(fig, {kind: style.line() for kind, style in looks.items()})
+    drawing = render(fig, slug, title)
     rows = []
     for curve in curves:
         stride = max(1, -(-len(curve.points) * len(curves) // MOST_LISTED))
         picked = curve.points[::-1][::stride][::-1]  # from the end, so that the last is in
         rows += [[curve.name, f"{p['tokens']:,}", text(p.get(metric))] for p in picked]
-    return Chart(slug, title, svg, png, table_of(["weights", "tokens", title], rows))
+    return Chart(slug, title, drawing, table_of(["weights", "tokens", title], rows))
 
 
 def _ends(curves: list[Curve]) -> Table:

@@ -13,7 +13,7 @@ as a difference.
     bits/byte   paired 95 % t-interval over the texts excludes 0 (`statistics.student`)
 
 Whoever answered fewer trials or texts than the others is shown with that number and not compared; its
-difference in bits per byte is over the texts that both scored.
+difference in bits per byte is over the texts that both scored. A dagger marks what is in doubt (`doubt.py`).
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import pandas as pd
 
 from ..metrics import METRICS, NOTHING, significant
+from .doubt import Doubt, cost_doubts, doubts, notes_of, score_doubts, signed
 from .groups import (
     COST_METRICS,
     NO_CONTEXT,
@@ -53,6 +54,7 @@ from .language import (
     language_sources,
     source_rows,
 )
+from .once import once
 from .statistics import excludes_zero, wilson
 
 Differs = Callable[[str, str], bool]
@@ -62,7 +64,8 @@ Differs = Callable[[str, str], bool]
 class Column:
     """One number per architecture and context, with the rule that tells two of them apart.
 
-    `partial` are those that answered fewer cases than others: shown, but never called the best.
+    `partial` are those that answered fewer cases than others: shown, but never called the best. So is
+    what is invalid (`doubts`).
     """
 
     header: str
@@ -73,6 +76,7 @@ class Column:
     differs: Callable[[str, str, float], bool]
     relative: Callable[[str, str, float], str]
     partial: frozenset[tuple[str, float]] = frozenset()
+    doubts: dict[tuple[str, float], Doubt] = field(default_factory=dict)
 
     @property
     def contexts(self) -> list[float]:
@@ -103,7 +107,7 @@ def _table(group: Group, columns: list[Column], at: list[float]) -> Table:
     implementations = group.ok.groupby("architecture")["implementation"].unique()
     rows = []
     for architecture in group.architectures:
-        names = sorted(str(name) for name in implementations.get(architecture, []) if name is not None)
+        names = sorted(str(name) for name in implementations.get(architecture, []) if isinstance(name, str))
         row = [column[architecture] for column in fields]
         rows.append([Entry(architecture), *row, Entry(", ".join(names) or NOTHING)])
     # One context for all columns is said once, above them.
@@ -113,7 +117,10 @@ def _table(group: Group, columns: list[Column], at: list[float]) -> Table:
     caption = f"At {context_name(at[0])}." if shared else "Each column at the context below its name."
     if set(at) == {NO_CONTEXT}:
         caption = "Means over all requests."
-    return Table(["architecture", *headers, "implementation"], rows, caption)
+    found = [
+        column.doubts.get((a, c)) for column, c in zip(columns, at, strict=True) for a in group.architectures
+    ]
+    return Table(["architecture", *headers, "implementation"], rows, caption, notes_of(found))
 
 
 def _fields(group: Group, column: Column, context: float) -> dict[str, Entry]:
@@ -129,13 +136,16 @@ def _fields(group: Group, column: Column, context: float) -> dict[str, Entry]:
             notes.append(column.relative(architecture, base, context))
         if architecture in present and (architecture, context) in idle:
             notes.append("not exercised")
-        found[architecture] = replace(entry, note=" · ".join(filter(None, notes)), best=architecture in best)
+        text = signed(entry.text, column.doubts.get((architecture, context)))
+        note = " · ".join(filter(None, notes))
+        found[architecture] = replace(entry, text=text, note=note, best=architecture in best)
     return found
 
 
 def _best(present: dict[str, float], column: Column, context: float) -> set[str]:
     """The best and all that cannot be told from it; nobody if that is everybody."""
-    present = {a: value for a, value in present.items() if (a, context) not in column.partial}
+    wrong = {a for (a, c), doubt in column.doubts.items() if c == context and doubt.verdict == "invalid"}
+    present = {a: v for a, v in present.items() if (a, context) not in column.partial and a not in wrong}
     if column.better is None or len(present) < 2:
         return set()
     first = (min if column.better == "low" else max)(present, key=lambda a: present[a])
@@ -143,6 +153,7 @@ def _best(present: dict[str, float], column: Column, context: float) -> set[str]
     return alike if len(alike) < len(present) else set()
 
 
+@once
 def _columns(group: Group) -> list[Column]:
     columns = [column for metric in COST_METRICS if (column := _cost_column(group, metric))]
     columns += [_needle_column(group, suite) for suite in needle_suites(group)[:1]]
@@ -171,7 +182,9 @@ def _cost_column(group: Group, name: str) -> Column | None:
     better = None if name == "cache_bytes_predicted" else entry.better
     values = {key: s.median for key, s in spreads.items()}
     entries |= _failures(group, failure_suites(group, name), entries)
-    return Column(header, better, values, entries, rows, differs, _by_value(values, _factor))
+    doubtful = {(a, c): doubt for (a, c, n), doubt in cost_doubts(group, name).items() if n == batch}
+    beside = _by_value(values, _factor)
+    return Column(header, better, values, entries, rows, differs, beside, doubts=doubtful)
 
 
 def _needle_column(group: Group, suite: str) -> Column:
@@ -196,7 +209,8 @@ def _needle_column(group: Group, suite: str) -> Column:
     rows = group.ok[(group.ok["metric"] == judge) & (group.ok["suite"] == suite)]
     partial = _partial({key: n for key, (_, n) in totals.items()})
     header = f"needle, {name}" + "\nkeyed, among others" * is_keyed(suite)
-    return Column(header, "high", values, entries, rows, differs, _by_value(values, _points), partial)
+    beside, doubtful = _by_value(values, _points), score_doubts(group, suite)
+    return Column(header, "high", values, entries, rows, differs, beside, partial, doubtful)
 
 
 def _language_column(group: Group, source: Source) -> Column:
@@ -231,7 +245,8 @@ def _language_column(group: Group, source: Source) -> Column:
     rows = source_rows(group, source)
     rows = rows[rows["metric"] == "nll_nats"]
     header = f"bits/byte\n{source.name}" if is_pg19(source.label) else f"bits/byte\nnot PG-19: {source.name}"
-    return Column(header, "low", values, entries, rows, differs, relative, partial)
+    doubtful = doubts(rows, ["architecture", "context"])
+    return Column(header, "low", values, entries, rows, differs, relative, partial, doubtful)
 
 
 def _partial(counts: dict[tuple[str, float], int]) -> frozenset[tuple[str, float]]:

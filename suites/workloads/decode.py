@@ -1,6 +1,7 @@
 """Latency and memory: random tokens, exact context lengths, a fixed number of decoded tokens.
 
-    cell   context × batch, ascending in the number of tokens
+    cell   context × batch, ascending in the number of tokens; of the batches of a context that are
+           larger than one that ran out of memory none is tried
     case   `context` random prompt tokens, then new_tokens + 1 random tokens fed one at a time
 
 The content is random (plain ids, no specials) and the continuation forced, so that every architecture
