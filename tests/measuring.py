@@ -5,7 +5,7 @@
 <!-- gate -->              results/reference/gate-noise.csv
 <!-- calibration -->       results/reference/gate-cpu/noise.json, as `kvmark calibrate` shows it
 <!-- frontier -->          results/reference/frontier-cpu, as `kvmark frontier` shows it
-<!-- doctor -->            of one machine at one time, so kept as it is; a test looks at its names and statuses
+<!-- doctor -->            of one machine at one time: kept; a test looks at names and statuses
 """
 
 from __future__ import annotations
