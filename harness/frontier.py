@@ -60,10 +60,9 @@ def next_context(tried: Mapping[int, bool], guess: int, ceiling: int) -> int | N
 def _rounded(context: float, least: int, most: int) -> int:
     """A round number near `context`: a multiple of the power of two that is at most half of the granularity.
 
-    At the bounds it is the bound: rounded away from a ceiling, a search would creep towards it.
+    What lies beyond a bound becomes the bound, after it was rounded: rounded away from a ceiling, a search
+    would creep towards it.
     """
-    if not least < context < most:
-        return least if context <= least else most
     step = 2 ** math.floor(math.log2(max(context * GRANULARITY / 2, 1)))
     return min(max(round(context / step) * step, least), most)
 

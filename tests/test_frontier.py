@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 from command_help import desk_with_a_run, refused
 from harness_help import Bench, cells
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from harness import frontier_search, machine_limits
@@ -40,6 +40,9 @@ def searched(fits, guess: int, ceiling: int, tried: dict[int, bool] | None = Non
 
 
 @given(most=contexts, guess=st.integers(-5, 2 * CEILING), ceiling=st.integers(FLOOR, CEILING))
+@example(most=13_087_575, guess=FLOOR, ceiling=4_001_438)
+@example(most=12_192_773, guess=0, ceiling=12_192_774)
+@example(most=196, guess=9_193_192, ceiling=9_193_192)
 def test_the_search_encloses_the_last_context_that_fits_in_few_probes(most, guess, ceiling):
     """Whatever the guess, too low or too high by any factor."""
     tried = searched(lambda context: context <= most, guess, ceiling)
@@ -179,12 +182,12 @@ def prepared():
 MOST = {("transformer", 1): 9_000, ("transformer", 4): 10, ("window:budget=64", 1): 60_000}
 
 
-def searched_in(prepared, out: Path, ceiling: int = 50_000, crash: bool = False):
+def searched_in(prepared, out: Path, ceiling: int = 50_000, crash: bool = False, limit: int = 40 << 20):
     """The runner and the rows of a search on invented memory, beginning with what lies in the folder."""
     runner = Invented(out, crash)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(frontier_search, "run_plan", runner)
-        stopped = Search(prepared, out, lambda: Memory(40 << 20, 0), ceiling).run()
+        stopped = Search(prepared, out, lambda: Memory(limit, 0), ceiling).run()
     return runner.tried, stopped, read_table(out / "rows.parquet").to_pandas()
 
 
@@ -236,8 +239,8 @@ def test_finished_probes_are_never_repeated(found, prepared, tmp_path: Path):
     again, _, after = searched_in(prepared, tmp_path / "r")
     assert tried and again == []
     assert after.assign(run="r").equals(before.assign(run="r"))
-    higher, _, rows = searched_in(prepared, tmp_path / "r", ceiling=100_000)
-    assert higher and min(higher) > 50_000, "only what is new above the old ceiling"
+    higher, _, rows = searched_in(prepared, tmp_path / "r", ceiling=100_000, limit=20 << 20)
+    assert higher and min(higher) > 50_000, "with another guess, too, only what is above the old ceiling"
     assert 0.99 < value(rows, "window:budget=64", 1, "frontier_context").value / 60_000 <= 1
 
 

@@ -106,6 +106,8 @@ def test_larger_batches_than_one_that_ran_out_of_memory_are_left_out():
     left = list(left_out([*cells, *others, longer], statuses))
     assert [cell.key for cell, _ in left] == ["4", "8"]
     assert {message for _, message in left} == {"not tried: batch 2 ran out of memory"}
+    [(cell, message)] = left_out(cells, {"1": "ok", "2": "oom", "4": "oom"})
+    assert (cell.key, message) == ("8", "not tried: batch 2 ran out of memory")
     assert list(left_out(cells, {"2": "crash", "1": "timeout"})) == []
 
 
