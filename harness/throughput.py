@@ -21,7 +21,6 @@ import pandas as pd
 
 from .metrics import metric
 from .store import NOT_TRIED
-from .validity.reasons import VERDICTS
 
 E2E, PLUS_1024 = "e2e_tokens_per_s", "prefill_plus_1024_tokens_per_s"
 #: Metrics that `derived_rows` makes.
@@ -64,28 +63,6 @@ def derived_rows(rows: pd.DataFrame) -> pd.DataFrame:
     for name in set(_OWN) - {"message"}:
         found[name] = None
     return found.reset_index(drop=True)
-
-
-def judged(rows: pd.DataFrame) -> pd.DataFrame:
-    """Judged rows with what speaks against a prefill or its steps put to the rates made of both, too."""
-    mine = rows["metric"].isin(DERIVED) & rows["validity"].notna()
-    if not mine.any():
-        return rows
-    columns = [*_EXECUTION, "validity", "validity_reasons"]
-    parts = rows[rows["metric"].isin(["prefill_s", "decode_step_s"]) & rows["cell"].isin(rows["cell"][mine])]
-    both = pd.concat([parts, rows[mine]])[columns].dropna(subset=["validity"]).drop_duplicates()
-    both["repeat"] = both["repeat"].fillna(-1)  # NaN equals no NaN
-    found = {}
-    for execution, group in both.groupby(_EXECUTION, sort=False):
-        names = "; ".join(group["validity_reasons"].dropna())
-        reasons = list(dict.fromkeys(filter(None, names.split("; "))))
-        found[execution] = max(group["validity"], key=VERDICTS.index), "; ".join(reasons) or None
-    wanted = rows.loc[mine, _EXECUTION].fillna({"repeat": -1})
-    told = [found[execution] for execution in wanted.itertuples(index=False, name=None)]
-    rows = rows.copy()
-    for position, name in enumerate(("validity", "validity_reasons")):
-        rows.loc[mine, name] = pd.Series([one[position] for one in told], rows.index[mine], dtype=object)
-    return rows
 
 
 def best(rows: pd.DataFrame) -> pd.DataFrame:

@@ -74,22 +74,6 @@ def test_what_was_not_timed_gives_no_rows():
     assert set(mixed["cell"]) == {"a"}
 
 
-def test_a_rate_of_both_is_as_doubtful_as_either():
-    rows = frame(execution("a", 1.0, [0.5]), execution("a", 1.0, [0.5], repeat=1))
-    rows = pd.concat([rows, throughput.derived_rows(rows)], ignore_index=True)
-    rows["validity"] = ["valid"] * 4 + ["suspect", "valid", None]
-    rows["validity_reasons"] = [None] * 4 + ["spread", None, None]
-    rows.loc[(rows["metric"] == "prefill_s") & (rows["repeat"] == 0), "validity"] = "suspect"
-    rows.loc[rows["metric"] == "prefill_s", "validity_reasons"] = "foreign_cpu_load"
-    rows.loc[(rows["metric"] == "decode_step_s") & (rows["repeat"] == 1), "validity"] = "invalid"
-    judged = throughput.judged(rows)
-    found = rates(judged, "e2e_tokens_per_s").set_index("repeat")
-    assert found["validity"].to_dict() == {0: "suspect", 1: "invalid"}
-    assert set(found["validity_reasons"][0].split("; ")) == {"foreign_cpu_load", "spread"}
-    assert judged["validity"].isna().sum() == 1, "NaN stays without a verdict"
-    pd.testing.assert_frame_equal(throughput.judged(judged), judged)
-
-
 # --- a sweep of batches ---------------------------------------------------------------------------
 
 
@@ -193,3 +177,21 @@ def test_a_real_sweep_ends_at_the_first_batch_without_memory(tmp_path):
     assert rates(rows, "e2e_tokens_per_s")["value"].tolist()[0] > 0
     line = throughput.best(rows).iloc[0]
     assert (line["largest_batch"], line["failed_batch"]) == (1, 1024)
+
+
+def test_the_page_shows_a_sweep_and_nothing_of_a_single_batch(tmp_path):
+    from recorded_run import write_run
+
+    from harness.report import load_run
+    from harness.report.groups import groups
+    from harness.report.sweep import sweep_table
+
+    single, several = (
+        groups(load_run(write_run(tmp_path / str(len(batches)), batches=batches, with_failures=False)))[0]
+        for batches in ((1,), (1, 4))
+    )
+    assert sweep_table(single) == []
+    (table,) = sweep_table(several)
+    shown = [[getattr(field, "text", field) for field in row] for row in table.rows]
+    assert {row[0] for row in shown} <= set(several.architectures) and {row[2] for row in shown} == {"4"}
+    assert all("tok/s" in row[-1] for row in shown)

@@ -20,6 +20,7 @@ from .lines import against_context, against_position
 from .remarks import timing_alerts, unshown_alerts, unshown_timings
 from .section import Section
 from .statistics import Spread
+from .sweep import sweep_table
 
 #: Joules per token, of the whole device.
 ENERGY = ("prefill_j_per_token", "decode_j_per_token")
@@ -61,7 +62,7 @@ def cost_section(group: Group, prefix: str) -> Section:
     )
     notes = [] if steps else ["Too few decode steps were timed for a curve over positions."]
     found = Section("Cost", lead, charts=charts + steps, alerts=warnings + _busy(group), notes=notes)
-    found.tables, unknown = failed + _energy(group), _no_energy(group)
+    found.tables, unknown = failed + sweep_table(group) + _energy(group), _no_energy(group)
     found.notes += unknown
     return found
 
