@@ -11,8 +11,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -29,7 +27,7 @@ def filled(text: str) -> str:
 def _between(name: str, command: str | None, present: str) -> str:
     if command is not None:
         return _fenced(_printed(command))
-    makers = {"reasons": _reasons, "gate": _gate, "calibration": _calibration, "frontier": _frontier}
+    makers = {"reasons": _reasons, "calibration": _calibration, "frontier": _frontier}
     return makers[name]() if name in makers else present
 
 
@@ -50,12 +48,6 @@ def _reasons() -> str:
 
     rows = [f"| {name} | {reason.severity} | {reason.sentence} |\n" for name, reason in REASONS.items()]
     return "".join(["| reason | makes a number | when |\n", "| --- | --- | --- |\n", *rows])
-
-
-def _gate() -> str:
-    script = ROOT / "tests" / "simulations" / "gate_noise.py"
-    command = [sys.executable, str(script), "--table", str(RECORDS / "gate-noise.csv")]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
 
 
 def _calibration() -> str:

@@ -130,7 +130,8 @@ def latencies(base: Measured, head: Measured, points: Sequence[Point], rules: Ru
 def _described(blank: Finding, base: Samples, head: Samples) -> Finding:
     left_out = base.num_invalid + head.num_invalid
     told = f"; {left_out} invalid processes left out ({base.reasons or head.reasons})" if left_out else ""
-    suspect = "; ".join(dict.fromkeys(filter(None, (base.suspect, head.suspect))))
+    reasons = [name for side in (base, head) for name in side.suspect.split("; ") if name]
+    suspect = "; ".join(dict.fromkeys(reasons))
     return replace(
         blank,
         base=float(np.median(base.values)) if base.num else None,
