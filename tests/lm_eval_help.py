@@ -160,6 +160,6 @@ def measured(spec: str, asked: Suite, of: Opened, folder: Path, batch: int = 4) 
 
 def numbers(rows: list[Row]) -> dict[str, float]:
     """lm-eval's numbers of a cell."""
-    cost = ("_s", "_tokens", "_bytes")
+    cost = ("_s", "_tokens", "_tokens_asked", "_bytes")
     scored = [row for row in rows if row.phase == "score" and row.case is None]
     return {row.metric: row.value for row in scored if not row.metric.endswith(cost)}

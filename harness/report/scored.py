@@ -38,7 +38,7 @@ def suites_with(rows: pd.DataFrame, names: object) -> list[str]:
 def of_lm_eval(rows: pd.DataFrame) -> pd.Series:
     """Which rows are numbers of a whole lm-eval task; costs of a scored continuation share their phase."""
     whole = (rows["suite_name"] == LM_EVAL) & rows["case"].isna() & (rows["phase"] == "score")
-    return whole & ~rows["metric"].str.startswith(("continuation_", "peak_continuation_"))
+    return whole & ~rows["metric"].str.startswith(("continuation_", "peak_continuation_", "new_tokens"))
 
 
 def of_tasks(rows: pd.DataFrame) -> pd.Series:
