@@ -134,7 +134,7 @@ class Worker:
     def run_group(self, group: list[Cell]) -> bool:
         """Measure interleaved cells; False after a failure, whose row is then written."""
         rows: dict[str, list[Row]] = {cell.key: [] for cell in group}
-        current = group[0]
+        current, limited = group[0], self.settings.memory_limit_bytes is not None
         try:
             for repeat in self.rounds(group[0]):
                 for cell in group:
@@ -154,7 +154,7 @@ class Worker:
         except BaseException as error:
             if isinstance(error, KeyboardInterrupt):
                 raise
-            return self.fail(current, "oom" if is_out_of_memory(error) else "crash", error)
+            return self.fail(current, "oom" if is_out_of_memory(error, limited) else "crash", error)
 
     def fail(self, cell: Cell, status: str, error: BaseException) -> bool:
         if self.settings.memory_limit_bytes is not None:
@@ -226,8 +226,8 @@ def _changed(what: str, before: str | None, now: str | None) -> str:
     return f"the {what} changed from {before} to {now}."
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether torch, Python or the operating system refused memory."""
+def is_out_of_memory(error: BaseException, limited: bool = False) -> bool:
+    """Whether torch, Python or the operating system refused memory; `limited`: there is a limit of ours."""
     import torch
 
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
@@ -236,7 +236,7 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     words = ("can't allocate memory", "cannot allocate memory", "out of memory", "not enough memory")
     words += ("failed to map segment", "alloc_failed")  # of a library; of cuBLAS
-    if str(error) == "could not create a primitive":  # oneDNN: no room for its code; else it names what
+    if limited and str(error) == "could not create a primitive":  # all that oneDNN says without memory
         return True
     return isinstance(error, RuntimeError | ImportError) and any(word in str(error).lower() for word in words)
 

@@ -26,7 +26,7 @@ PAYLOADS = (
     f"javascript:{RUN}//",
     f"]]><!--</svg><iframe srcdoc='<script>parent.{RUN}</script>'>",
     "\u202egnp.exe\u2066\x1b[31m\ud800",
-    "../../../../tmp/escaped",
+    "../../../../escaped",
     "a" * 3000 + "<b>",
     "$\\frac{1}$ {} %s &lt;",
 )

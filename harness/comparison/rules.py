@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ..errors import UsageError
 from .calibration import Calibration
@@ -74,6 +75,6 @@ class Rules:
         return not self.only or kind in self.only
 
 
-def rules_of(calibration: Path | None = None, **given: object) -> Rules:
+def rules_of(calibration: Path | None = None, **given: Any) -> Rules:
     """Rules with a calibration read from its file. Raises UsageError or StoreError."""
-    return Rules(calibration=calibration and Calibration.read(calibration), **given)  # type: ignore[arg-type]
+    return Rules(calibration=calibration and Calibration.read(calibration), **given)

@@ -36,11 +36,6 @@ class Doubt:
         """What stands behind the number."""
         return SIGNS[self.verdict]
 
-    @property
-    def said(self) -> str:
-        """The verdict and its reasons in one line, for a browser's tooltip."""
-        return f"{self.verdict}: {', '.join(self.reasons) or 'no reason given'}"
-
 
 def doubts(rows: pd.DataFrame, keys: list[str]) -> dict[tuple, Doubt]:
     """Values of `keys` -> doubt, for those in doubt."""
