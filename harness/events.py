@@ -2,6 +2,7 @@
 
     {"event": "start",  "t_s", "cell", ...}                            a cell (or its next repeat) begins
     {"event": "phase",  "t_s", "cell", "architecture", "phase"}
+    {"event": "wait",   "t_s", "cell"}                                 for its turn (`harness.rounds`)
     {"event": "done",   "t_s", "cell"}                                 its file is written
     {"event": "failed", "t_s", "cell", "status", "phase", "message"}   so is that of a failure
 
@@ -24,6 +25,7 @@ Event = dict[str, Any]
 _FIELDS = {
     "start": {"cell": str, "t_s": int | float},
     "phase": {"cell": str, "t_s": int | float, "architecture": str, "phase": str},
+    "wait": {"cell": str},
     "done": {"cell": str},
     "failed": {"cell": str, "status": str, "message": str},
 }

@@ -81,21 +81,26 @@ def gate(base: Side, head: Side, replicates: int, rules: Rules, hear: Hear) -> C
     again = undecided(found)
     if again:
         near = {point[1:] for point in again}
-        take_turns(base, head, lambda c: c.replicate >= replicates and c.point[1:] in near, hear)
+        more = holds(base, head, replicates)
+        take_turns(base, head, lambda c: c.replicate >= replicates and c.point[1:] in near, hear, more)
         found = _compared(base, head, rules, lambda c: c.replicate < replicates or c.point in again, hear)
-    notes = [*found.notes, *_notes(base, head, again)]
+    notes = [*found.notes, *_notes(base, head, again, replicates)]
     if not found.refusals:
         notes += wall_clock(base.folder, head.folder, found.rules)
     return enough(dataclasses.replace(found, notes=notes), base.folder, head.folder)
 
 
 def first_set(base: Side, head: Side, replicates: int, rules: Rules, hear: Hear) -> Comparison:
-    """The first set of processes, compared. Raises SideEnded, StoreError."""
+    """The first set of processes, compared; where only latencies are asked for, only they are measured.
+
+    Raises SideEnded, StoreError.
+    """
 
     def first(cell: SideCell) -> bool:
-        return cell.replicate < replicates
+        asked = rules.only != ("latency",) or cell.process is None
+        return cell.replicate < replicates and asked
 
-    take_turns(base, head, first, hear)
+    take_turns(base, head, first, hear, holds(base, head, replicates))
     return _compared(base, head, rules, first, hear)
 
 
@@ -123,7 +128,16 @@ def _disturbed(finding: Finding) -> bool:
     return any(reason in finding.message for reason in ("foreign_cpu_overload", "throttled"))
 
 
-def _notes(base: Side, head: Side, again: set[Point]) -> Iterator[str]:
+def holds(base: Side, head: Side, replicates: int) -> bool:
+    """Whether all processes of a set fit into this machine's memory, so that they may take turns repeat by
+    repeat."""
+    return 2 * replicates <= min(base.abreast, head.abreast)
+
+
+def _notes(base: Side, head: Side, again: set[Point], replicates: int) -> Iterator[str]:
+    if any(cell.process is None for cell in base.cells):
+        turns = "repeat by repeat" if holds(base, head, replicates) else "process by process"
+        yield f"Processes of a latency suite took turns {turns}."
     for side in (base, head):
         for spec, why in side.refused.items():
             yield f"{side.name} does not know {spec}: {why}"

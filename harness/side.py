@@ -2,9 +2,10 @@
 
     gate ── stdin, JSON lines ──► python -P -m harness.side        (PYTHONPATH: the checkout)
          {"do": "prepare", "version", "parent_pid", "options"}     first, and once
-         {"do": "measure", "out", "cells": [key, ...]}             as often as wanted
+         {"do": "measure", "out", "cells": [key, ...], "turns"}    as often as wanted; turns: where all jobs
+                                                                   at once ask for theirs
          ◄── stdout, JSON lines ──
-         {"event": "ready", "name", "cells", "refused", "remarks"}
+         {"event": "ready", "name", "cells", "refused", "remarks", "abreast"}
          {"event": "settled", "cell", "status", "message"} ...  {"event": "measured"}
 
 It ends with its stdin. Between two orders it blocks in a read and costs nothing, so the other side can be
@@ -28,14 +29,16 @@ import typer
 
 from .errors import UsageError
 from .exits import sentences
-from .machine_limits import die_with_parent
+from .machine_limits import available_memory_bytes, die_with_parent
 
 if TYPE_CHECKING:
     from .plan import Plan
     from .runner import Prepared
 
-#: 1: first version.
-SIDE_VERSION = 1
+#: 1: first version. 2: turns.
+SIDE_VERSION = 2
+#: Resident memory of a worker that has imported torch and holds no weights.
+PROCESS_BYTES = 400_000_000
 
 
 def main() -> int:
@@ -120,11 +123,33 @@ def _told(prepared: Prepared) -> dict[str, Any]:
         vars(cell) | {"process": None if prepared.interleaved[cell.suite] else cell.architecture}
         for cell in prepared.cells
     ]
-    return {"name": prepared.name, "cells": cells, "remarks": prepared.remarks}
+    told = {"name": prepared.name, "cells": cells, "remarks": prepared.remarks}
+    return told | {"abreast": _abreast(prepared)}
+
+
+def _abreast(prepared: Prepared) -> int:
+    """How many processes of a latency suite this machine holds at the same time. 0: they need a GPU, or
+    nobody knows what they need."""
+    from .runner import predicted_bytes
+
+    free = available_memory_bytes()
+    if prepared.settings.device != "cpu" or free is None:
+        return 0
+    needed = [
+        predicted_bytes(prepared, job)
+        for job in prepared.jobs(set())
+        if prepared.interleaved[job.groups[0][0].suite] and job.groups[0][0].replicate == 0
+    ]
+    if not needed or None in needed:
+        return 0
+    # Logits, activations and what one allocator wastes: as much again.
+    return int(free / 2 / (PROCESS_BYTES + 2 * max(map(sum, needed))))
 
 
 def _measure(prepared: Prepared, order: dict[str, Any], say: Any) -> None:
     """Run the named cells in the named folder; its tables are then of these cells."""
+    from .executors import local
+    from .executors.abreast import Abreast
     from .runner import run
 
     wanted = set(order["cells"])
@@ -135,7 +160,8 @@ def _measure(prepared: Prepared, order: dict[str, Any], say: Any) -> None:
             say(**event)
 
     # What this machine could do at best is the same for both sides.
-    run(some, Path(order["out"]), hear, ceilings=False)
+    execute = Abreast(order["turns"]) if order.get("turns") else local
+    run(some, Path(order["out"]), hear, execute=execute, ceilings=False)
     say(event="measured")
 
 

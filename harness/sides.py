@@ -7,16 +7,21 @@
 A turn is one worker's cells: of a latency suite all architectures of one replicate (they share a process and
 their repeats are interleaved), of a quality suite one architecture. Only one side measures at any time; the
 other blocks in a read.
+
+Where the machine holds all processes of a latency suite at once, they take turns repeat by repeat instead
+(`harness.rounds`): a CPU that others use, too, is noisier than that a whole process could be compared.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import queue
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -25,6 +30,7 @@ from typing import Any, Self
 
 from .environment import ROOT
 from .exits import EXIT_ENVIRONMENT
+from .rounds import Rounds
 from .side import SIDE_VERSION
 from .store import axes_json
 
@@ -73,6 +79,7 @@ class Side:
     refused: dict[str, str] = field(default_factory=dict)  # spec -> why this checkout cannot build it
     remarks: list[str] = field(default_factory=list)
     plan_name: str = ""  # a hash of all keys is in it
+    abreast: int = 0  # processes of a latency suite that this machine holds at once
 
     def start(self, options: dict[str, Any]) -> Self:
         """Begin to prepare the plan that `options` (of `kvmark run`) ask for. Raises SideEnded."""
@@ -94,7 +101,7 @@ class Side:
         """Wait until it knows its cells. Raises SideEnded."""
         ready = self._answer()
         self.cells = [SideCell(**cell) for cell in ready["cells"]]
-        self.refused, self.remarks = ready["refused"], ready["remarks"]
+        self.refused, self.remarks, self.abreast = ready["refused"], ready["remarks"], ready["abreast"]
         self.plan_name = ready["name"]
 
     def measure(self, cells: Iterable[SideCell], hear: Hear) -> None:
@@ -102,9 +109,19 @@ class Side:
 
         Raises SideEnded.
         """
-        self._order(do="measure", out=str(self.folder.resolve()), cells=[cell.key for cell in cells])
-        while (event := self._answer())["event"] != "measured":
+        self.begin(cells)
+        for event in self.events():
             hear(self, event)
+
+    def begin(self, cells: Iterable[SideCell], turns: str | None = None) -> None:
+        """Order what `events` then tells; `turns`: all of it at once, in rounds. Raises SideEnded."""
+        keys = [cell.key for cell in cells]
+        self._order(do="measure", out=str(self.folder.resolve()), cells=keys, turns=turns)
+
+    def events(self) -> Iterator[dict[str, Any]]:
+        """What it does, until all is measured. Raises SideEnded."""
+        while (event := self._answer())["event"] != "measured":
+            yield event
 
     def close(self) -> None:
         """End it and what it started; safe to call at any time."""
@@ -154,14 +171,49 @@ def started(base: Side, head: Side, options: dict[str, Any]) -> Iterator[None]:
         yield
 
 
-def take_turns(base: Side, head: Side, chosen: Callable[[SideCell], bool], hear: Hear) -> None:
-    """Measure the chosen cells of both sides, turn by turn. Raises SideEnded."""
+def take_turns(
+    base: Side, head: Side, chosen: Callable[[SideCell], bool], hear: Hear, abreast: bool = False
+) -> None:
+    """Measure the chosen cells of both sides, turn by turn; `abreast`: the processes of a latency suite in
+    rounds. Raises SideEnded."""
     turns: dict[tuple[str, int, str], dict[str, list[SideCell]]] = {}
     for side in (head, base):
         for cell in filter(chosen, side.cells):
-            turns.setdefault(cell.turn, {}).setdefault(side.name, []).append(cell)
+            in_rounds = abreast and cell.process is None
+            turn = (cell.suite, -1, "") if in_rounds else cell.turn
+            turns.setdefault(turn, {}).setdefault(side.name, []).append(cell)
     # Suites and processes as the plan has them; replicates ascend, for ABBA.
     for (_, replicate, _), cells in turns.items():
+        if replicate < 0:
+            _in_rounds(base, head, cells, hear)
+            continue
         for side in (base, head) if replicate % 2 == 0 else (head, base):
             if mine := cells.get(side.name):
                 side.measure(mine, hear)
+
+
+def _in_rounds(base: Side, head: Side, cells: dict[str, list[SideCell]], hear: Hear) -> None:
+    """Both sides at once. Raises SideEnded, whichever side it is."""
+    told: queue.SimpleQueue[tuple[Side, dict[str, Any] | SideEnded | None]] = queue.SimpleQueue()
+
+    def listen(side: Side) -> None:
+        try:
+            for event in side.events():
+                told.put((side, event))
+            told.put((side, None))
+        except SideEnded as end:
+            told.put((side, end))
+
+    with Rounds(sides=2) as rounds:
+        for side in (base, head):
+            side.begin(cells.get(side.name, ()), rounds.address)
+            threading.Thread(target=listen, args=(side,), daemon=True).start()
+        left = 2
+        while left:
+            match told.get():
+                case _, None:
+                    left -= 1
+                case _, SideEnded() as end:
+                    raise end
+                case side, event:
+                    hear(side, event)

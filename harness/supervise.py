@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import select
 import signal
@@ -28,7 +29,13 @@ from .sampler import Sampler
 from .series import Series
 from .store import LONGEST_MESSAGE, outcome, write_rows
 from .sweep import left_out
-from .worker import CONTRACT_VERSION, EXIT_CANNOT_WRITE, EXIT_CELL_FAILED, EXIT_ENVIRONMENT
+from .worker import (
+    CONTRACT_VERSION,
+    EXIT_CANNOT_WRITE,
+    EXIT_CELL_FAILED,
+    EXIT_ENVIRONMENT,
+    EXIT_NO_TURNS,
+)
 
 #: Seconds that a worker may take to import torch and read the text, whatever `timeout_s` says.
 STARTUP_S = 300.0
@@ -186,7 +193,7 @@ class _Listener:
         if not unsettled or (code == EXIT_CELL_FAILED and self.flying in self.supervisor.statuses):
             return self.flying
         words = _last_lines(errors)
-        if code in (EXIT_CANNOT_WRITE, EXIT_ENVIRONMENT):
+        if code in (EXIT_CANNOT_WRITE, EXIT_ENVIRONMENT, EXIT_NO_TURNS):
             sentence = words[-1] if words else "the worker gave no reason."
             raise EnvironmentRefuses(sentence[:1].upper() + sentence[1:])
         return self._died(code, words)
@@ -204,6 +211,8 @@ class _Listener:
             if self.phase == "allocate":  # so does each of its batches
                 self._allow(self.supervisor.settings.timeout_s)
             self.marks.append({k: event[k] for k in ("t_s", "cell", "phase", "architecture")})
+        elif event["event"] == "wait":
+            self._allow(math.inf)  # others measure meanwhile, each within its own limit
         elif event["event"] == "done":
             self.flying = self.flying or event["cell"]
             self.supervisor.settle(event["cell"], "ok")

@@ -1,14 +1,14 @@
 """One process per job: `python -m harness.worker JOB.json`.
 
-Contract (version 4; a worker of another checkout can be driven by the same file):
+Contract (version 5; a worker of another checkout can be driven by the same file):
 
     in     JOB.json  {"version", "run", "out", "parent_pid", "settings", "text", "text_label",
                       "sources", "machine", "weights", "checkpoint", "architectures",
-                      "groups": [[cell, ...], ...]}
+                      "groups": [[cell, ...], ...], "turns" (of a gate: where to ask for them)}
     out    out/cells/KEY.parquet, one per cell, the moment it is finished
-    stdout one JSON object per line: start, phase, done, failed (all with t_s on time.monotonic)
+    stdout one JSON object per line: start, phase, wait, done, failed (all with t_s on time.monotonic)
     exit   0 all groups done; 10 a cell failed and has its row, a fresh worker should go on;
-           11 results cannot be written; 12 this environment cannot run the job
+           11 results cannot be written; 12 this environment cannot run the job; 13 turns have ended
 
 A failed cell ends the process: after an out-of-memory or a crash nobody knows what is left behind.
 """
@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from .machine_limits import die_with_parent, lift_memory_limit, limit_memory, status_bytes
 from .plan import Cell, Settings
+from .rounds import Ended, Turn
 from .rows import base_row, failure_row
 from .store import Row, first_line, write_rows
 
@@ -33,8 +34,9 @@ if TYPE_CHECKING:
     from .journal import Journal
 
 #: 2: settings name a checkpoint and its tokenizer. 3: fingerprints of what is opened. 4: sources of suites.
-CONTRACT_VERSION = 4
-EXIT_CELL_FAILED, EXIT_CANNOT_WRITE, EXIT_ENVIRONMENT = 10, 11, 12
+#: 5: turns.
+CONTRACT_VERSION = 5
+EXIT_CELL_FAILED, EXIT_CANNOT_WRITE, EXIT_ENVIRONMENT, EXIT_NO_TURNS = 10, 11, 12, 13
 
 
 class Worker:
@@ -49,6 +51,7 @@ class Worker:
         self.shared: dict[tuple[str, str], Any] = {}
         self.load_s: dict[str, float] = {}
         self.phase = "load"
+        self.turn = Turn(job["turns"]) if "turns" in job else None
         # Whatever a model or a library prints must not get between the events: it goes to stderr.
         self.events = os.fdopen(os.dup(1), "w", encoding="utf-8")
         os.dup2(2, 1)
@@ -90,7 +93,15 @@ class Worker:
         for group in self.job["groups"]:
             if not self.run_group([Cell(**cell) for cell in group]):
                 return EXIT_CELL_FAILED
+        if self.turn is not None:
+            self.turn.close()
         return 0
+
+    def await_turn(self, cell: Cell) -> None:
+        """Before every execution, where workers take turns. Raises Ended."""
+        if self.turn is not None:
+            self.say("wait", cell=cell.key)
+            self.turn.wait()
 
     def load_suites(self) -> None:
         """Each suite once; what it reads is still what the cells' keys name. Raises ValueError."""
@@ -139,6 +150,7 @@ class Worker:
             for repeat in self.rounds(group[0]):
                 for cell in group:
                     current = cell
+                    self.await_turn(cell)
                     self.say("start", cell=cell.key, architecture=cell.architecture, repeat=repeat)
                     rows[cell.key] += self.measure(cell, repeat)
             for cell in group:
@@ -152,7 +164,7 @@ class Worker:
                 raise
             return self.fail(current, "crash", error)
         except BaseException as error:
-            if isinstance(error, KeyboardInterrupt):
+            if isinstance(error, KeyboardInterrupt | Ended):
                 raise
             return self.fail(current, "oom" if is_out_of_memory(error, limited) else "crash", error)
 
@@ -256,9 +268,11 @@ def main(path: str) -> int:
         print(f"job version {job.get('version')} is not {CONTRACT_VERSION}.", file=sys.stderr)
         return EXIT_ENVIRONMENT
     die_with_parent(job["parent_pid"])
-    worker = Worker(job)
     try:
-        return worker.run()
+        return Worker(job).run()
+    except Ended:
+        print("nobody gives turns to measure any more.", file=sys.stderr)
+        return EXIT_NO_TURNS
     except OSError as error:
         print(f"results cannot be written ({error.strerror or error}).", file=sys.stderr)
         return EXIT_CANNOT_WRITE

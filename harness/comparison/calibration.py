@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -47,10 +48,13 @@ class Calibration:
     entries: tuple[Noise, ...]
 
     def noise(self, point: tuple[str, str, str], metric: str) -> float:
-        """Noise at a point; one that was not calibrated has the largest of its metric (0 without any)."""
+        """Noise at a point, at least the median of its metric: one comparison may find a point quiet by luck.
+        A point that was not calibrated has the largest of its metric (0 without any)."""
         own = [entry for entry in self.entries if entry.metric == metric]
-        here = [entry for entry in own if (entry.architecture, entry.suite, entry.axes) == point]
-        return max((entry.noise for entry in here or own), default=0.0)
+        here = [entry.noise for entry in own if (entry.architecture, entry.suite, entry.axes) == point]
+        if not here:
+            return max((entry.noise for entry in own), default=0.0)
+        return max(*here, statistics.median(entry.noise for entry in own))
 
     @classmethod
     def of(cls, same: Comparison) -> Calibration:
