@@ -69,6 +69,9 @@ Batch = Annotated[
 Repeats = Annotated[int | None, typer.Option(help="Timed executions per process, after one warm-up.")]
 Replicates = Annotated[int | None, typer.Option(help="Processes per latency job.")]
 Dtype = Annotated[str | None, typer.Option(help="fp32 or bf16.")]
+Implementation = Annotated[
+    str | None, typer.Option(help="torch, or fused: our Triton kernels where there are some (CUDA).")
+]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.")]
 Threads = Annotated[int | None, typer.Option(help="CPU threads (default 1).")]
 Seed = Annotated[int | None, typer.Option(help="Seed of cases and random weights.")]
@@ -105,8 +108,9 @@ def list_() -> None:
 def plan(
     name: PlanName = None, arch: Architectures = None, suite: Suites = None, text: Text = None,
     shape: Shape = None, contexts: Contexts = None, batch: Batch = None, repeats: Repeats = None,
-    replicates: Replicates = None, dtype: Dtype = None, device: Device = None, threads: Threads = None,
-    seed: Seed = None, prefill_chunk: Chunk = None, interleave: Interleave = None, timeout_s: Timeout = None,
+    replicates: Replicates = None, dtype: Dtype = None, implementation: Implementation = None,
+    device: Device = None, threads: Threads = None, seed: Seed = None,
+    prefill_chunk: Chunk = None, interleave: Interleave = None, timeout_s: Timeout = None,
     memory_limit_bytes: MemoryLimit = None, model: Model = None, tokenizer: TokenizerFile = None,
     allow_pickle: Pickle = None, weights: WeightsFolder = None,
 ) -> None:  # fmt: skip
@@ -127,8 +131,9 @@ def plan(
 def run(
     name: PlanName = None, arch: Architectures = None, suite: Suites = None, text: Text = None,
     shape: Shape = None, contexts: Contexts = None, batch: Batch = None, repeats: Repeats = None,
-    replicates: Replicates = None, dtype: Dtype = None, device: Device = None, threads: Threads = None,
-    seed: Seed = None, prefill_chunk: Chunk = None, interleave: Interleave = None, timeout_s: Timeout = None,
+    replicates: Replicates = None, dtype: Dtype = None, implementation: Implementation = None,
+    device: Device = None, threads: Threads = None, seed: Seed = None,
+    prefill_chunk: Chunk = None, interleave: Interleave = None, timeout_s: Timeout = None,
     memory_limit_bytes: MemoryLimit = None, model: Model = None, tokenizer: TokenizerFile = None,
     allow_pickle: Pickle = None, weights: WeightsFolder = None, out: Out = None, commit: Commit = None,
     retry_failed: Annotated[

@@ -51,6 +51,7 @@ def weights_of(spec: str, settings: Settings, pretrained: Pretrained | None = No
     from models import checkpoint
 
     plan = _Plan(spec, settings, pretrained)
+    _use(plan.model, spec, settings)
     shape = dataclasses.asdict(plan.shape)
     if settings.shape is not None:
         return Weights(f"random@seed={settings.seed}", {}, shape, plan.owners, plan.budget)
@@ -82,7 +83,16 @@ def load_model(
             shared[plan.owners[name], name] = torch.nn.Parameter(tensor, requires_grad=False)
     model = plan.model.eval().requires_grad_(False)
     model.load_state_dict({name: shared[owner, name] for name, owner in plan.owners.items()}, assign=True)
+    _use(model, spec, settings)
     return model
+
+
+def _use(model: Any, spec: str, settings: Settings) -> None:
+    """Raises SpecError where the run's implementation is none of this architecture's, or cannot run."""
+    try:
+        model.use(settings.implementation, settings.device)
+    except ValueError as error:
+        raise SpecError(f"{spec}: {error}") from None
 
 
 class _Plan:

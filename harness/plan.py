@@ -23,6 +23,8 @@ from typing import Any
 from models.spec import SpecError
 
 DTYPES = ("fp32", "bf16")
+#: As `models.kernels` has them; here nothing imports torch.
+IMPLEMENTATIONS = ("torch", "fused")
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,7 @@ class Settings:
     `batch` bounds the requests of a quality cell that run together; latency suites state their own.
     `interleave` False gives each architecture of a latency suite a process of its own: its memory is
     then its own too, and slow drift of the machine is not shared.
+    `implementation` says who computes (`models.kernels`), the same for all architectures.
     """
 
     shape: str | None = None
@@ -43,6 +46,7 @@ class Settings:
     allow_pickle: bool = False
     weights: str | None = None
     dtype: str = "fp32"
+    implementation: str = "torch"
     device: str = "cpu"
     threads: int = 1
     seed: int = 0
@@ -72,6 +76,9 @@ class Settings:
             raise SpecError("weights are of our own networks: not with model, nor with shape.")
         if self.dtype not in DTYPES:
             raise SpecError(f"Unknown dtype '{self.dtype}'; known: {', '.join(DTYPES)}.")
+        if self.implementation not in IMPLEMENTATIONS:
+            known = ", ".join(IMPLEMENTATIONS)
+            raise SpecError(f"Unknown implementation '{self.implementation}'; known: {known}.")
         if not re.fullmatch(r"cpu|cuda(:\d{1,4})?", self.device):
             raise SpecError(f"Unknown device '{self.device}'; known: cpu, cuda, cuda:N.")
         for name in ("threads", "repeats", "replicates", "batch"):

@@ -23,6 +23,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from . import kernels
 from .cache import Cache, CacheBytes
 from .rope import RopeScaling
 
@@ -142,14 +143,29 @@ class Architecture(nn.Module):
     remark: str | None = None
     #: Tokens of the blocks into which a call is cut ("blockwise"): calls of whole blocks change nothing.
     block_tokens: int = 1
-    #: Which implementation of the operations runs; a column in every row.
+    #: Which implementation of the operations runs (`models.kernels`); a column in every row.
     implementation: str = "torch"
+    #: Those that there are; instances may override it from their options.
+    implementations: tuple[str, ...] = ("torch",)
     #: Weights this architecture runs on, e.g. ("transformer",); later entries add to earlier ones.
     weights: ClassVar[tuple[str, ...]] = ("transformer",)
 
     def __init__(self, shape: Shape, options: Any) -> None:
         super().__init__()
         self.shape, self.options = shape, options
+
+    def use(self, implementation: str, device: torch.device | str | None = None) -> None:
+        """Let this implementation run in caches made from now on. `device`: where the weights will be.
+
+        Raises ValueError.
+        """
+        weight = next(self.parameters())
+        kernels.refuse(implementation, device or weight.device, weight.dtype)
+        if implementation not in self.implementations:
+            raise ValueError(
+                f"it has no {implementation} implementation, only {', '.join(self.implementations)}."
+            )
+        self.implementation = implementation
 
     @classmethod
     def weight_names(cls, options: Any) -> tuple[str, ...]:

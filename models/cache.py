@@ -92,6 +92,8 @@ class LayerState:
     reach: int | None = None
     #: KV elements per slot that a reading query touches (2 * G * D); 0 for recurrent states.
     slot_elements: int = 0
+    #: Who computes: see `models.kernels`.
+    implementation: str = "torch"
 
     def __init__(self, batch: int, specs: dict[str, TensorSpec], device: torch.device | str) -> None:
         self.specs = specs
@@ -104,6 +106,10 @@ class LayerState:
     @property
     def batch(self) -> int:
         return len(self.rows["seen"])
+
+    @property
+    def fused(self) -> bool:
+        return self.implementation == "fused"
 
     def uniform(self, valid: Ragged | None) -> bool:
         """Whether all rows are in step, so that one slice serves them all."""

@@ -31,6 +31,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from .kernels import fused
+
 Init = Literal["scaled", "official"]
 
 
@@ -95,6 +97,28 @@ class Compressor(nn.Module):
         heavy, rest = self.split(score, again)
         weights = self.weights(_pick(k, rest), _pick(v, rest), score.gather(-1, rest))
         return Fold(heavy, rest, weights)
+
+    def memory(
+        self, k_BGnD: Tensor, v_BGnD: Tensor, score_BGn: Tensor, again: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """What the slots become: keys and values (B,G,M,D), and scores (B,G,M)."""
+        fold = self(k_BGnD, v_BGnD, score_BGn, again)
+        return fold.apply(k_BGnD), fold.apply(v_BGnD), fold.apply(score_BGn[..., None])[..., 0]
+
+    def fused(
+        self, k_BGnD: Tensor, v_BGnD: Tensor, score_BGn: Tensor, again: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """`memory` by the kernel `lococo_mix`: no weights (B,G,Mc,r). One convolution, no gradients."""
+        heavy, rest = self.split(score_BGn, again)
+        k, v, score = _pick(k_BGnD, rest), _pick(v_BGnD, rest), score_BGn.gather(-1, rest)
+        chosen, _ = split_top(score, self.folded)
+        mix = fused("lococo_mix").mix
+        mixed = mix(k, v, self.conv.weight, self.conv.bias, self.share, chosen, score)
+        return (
+            torch.cat([_pick(k_BGnD, heavy), mixed[0]], 2),
+            torch.cat([_pick(v_BGnD, heavy), mixed[1]], 2),
+            torch.cat([score_BGn.gather(-1, heavy), mixed[2]], -1),
+        )
 
     def split(self, score_BGn: Tensor, again: bool = False) -> tuple[Tensor, Tensor]:
         """Indices of the slots that stay as they are, and of the rest."""

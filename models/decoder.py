@@ -170,7 +170,10 @@ class Decoder(Architecture):
         if prompts is not None and not all(1 <= prompt <= capacity for prompt in prompts):
             raise ValueError(f"prompts must have between 1 and {capacity} tokens, not {prompts}.")
         request = Request(batch, capacity, dtype, device, seeds or [0] * batch, prompts)
-        return Cache(self.new_states(request), batch, capacity)
+        states = self.new_states(request)
+        for state in states.values():
+            state.implementation = self.implementation
+        return Cache(states, batch, capacity)
 
     def extend(self, tokens_BT, valid_BT, cache, logits: LogitsOf = "last") -> Tensor:
         B, T = tokens_BT.shape

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from .attention import Heads, attention, attention_with_probs, never_empty
 from .cache import LayerCache, Ragged, Request, TensorSpec, row_lengths
+from .kernels import fused
 
 #: A policy's own tensors by name, last dimension = the keys at hand.
 Meta = dict[str, Tensor]
@@ -157,7 +158,13 @@ class Evictor(LayerCache):
             mask = never_empty(self.visible(pos, position_B[:, None]))
         rate = any(full)
         q_B1HD, K = self.turned(q_B1HD, K, pos)
-        if self.remembers or (self.scores and rate):
+        scored = self.remembers or (self.scores and rate)
+        if self.fused:
+            step = fused("decode_attention").attend
+            own = None if mask is None else mask[:, :, 0]
+            out, row = step(q_B1HD[:, 0], K, V, self.heads.scale, None, own, self.choices if scored else None)
+            out, row_BP1S = out[:, None], row if row is None else row[:, :, None]
+        elif scored:
             out, probs_BH1S = attention_with_probs(q_B1HD, K, V, self.heads.scale, self.head_mask(mask))
             row_BP1S = self.per_choice(probs_BH1S)
         else:

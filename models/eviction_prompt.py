@@ -21,6 +21,7 @@ from torch import Tensor
 
 from .attention import QUERY_BLOCK, attention, attention_with_probs, never_empty, sliding_window
 from .cache import Ragged, row_lengths
+from .kernels import fused
 
 if TYPE_CHECKING:
     from .eviction import Evictor, Meta
@@ -161,12 +162,15 @@ def prompts_in_bulk(cache: Evictor, call: Call) -> Tensor:
 
 def bulk(cache: Evictor, call: Call) -> Tensor:
     """Full attention of the call over [held ; call], then one eviction down to the budget -> (B,T,H,D)."""
-    T, lengths = call.q.shape[1], call.lengths
+    T = call.q.shape[1]
     keys = _gather(cache, call)
     # A policy that remembers only its last rows needs no probabilities before them.
     first = T
     if cache.remembers:
         first = 0 if cache.recall is None or call.valid is not None else max(0, T - cache.recall)
+    if cache.fused and cache.heads.window is None and cache.uniform(call.valid):
+        out = _bulk_fused(cache, call, keys, first)
+        return _evicted(cache, call, keys, out)
     # One output for all blocks: pieces kept between ever larger temporaries would fragment the heap.
     out = torch.empty_like(call.q)
     if first:
@@ -177,6 +181,33 @@ def bulk(cache: Evictor, call: Call) -> Tensor:
         # Where rows are in step, later keys are invisible to all queries of a block.
         seen = keys.held + (stop if call.valid is None else T)
         out[:, start:stop] = _observed(cache, call.columns(start, stop), keys, seen)
+    return _evicted(cache, call, keys, out)
+
+
+def _bulk_fused(cache: Evictor, call: Call, keys: Keys, first: int) -> Tensor:
+    """Rows in step: keys in temporal order make it causal attention of the newest tokens, in one pass; what
+    the queries from `first` on paid to every key is a second one. Policies that look at single rows go on in
+    blocks."""
+    T, scale = call.q.shape[1], cache.heads.scale
+    out, lse_BHT = fused("window_attention").attend(call.q, keys.k_BGnD, keys.v_BGnD, scale)
+    if first == T:
+        return out
+    if cache.rowwise:
+        size = probs_block(call.q, keys.k_BGnD.shape[2])
+        for start in range(first, T, size):
+            stop = min(start + size, T)
+            _observed(cache, call.columns(start, stop), keys, keys.held + stop)
+        return out
+    sums = fused("column_sums").column_sums
+    rows_BGn = sums(call.q[:, first:], keys.k_BGnD, lse_BHT[:, :, first:], scale)
+    rows_BP1n = rows_BGn.unflatten(1, (cache.choices, -1)).mean(2)[:, :, None]
+    cache.observe(keys.meta, rows_BP1n, keys.pos_BPn, call.positions_BT[:, first:])
+    return out
+
+
+def _evicted(cache: Evictor, call: Call, keys: Keys, out: Tensor) -> Tensor:
+    """Down to the budget, once every query has seen what it may see; the output as it was."""
+    lengths = call.lengths
     cache.count(lengths)
     if max(cache.rows["seen"]) <= cache.budget:
         _commit(cache, keys, keys.pos_BPn >= 0)

@@ -19,12 +19,14 @@ from torch import Tensor, nn
 
 from .architecture import Shape
 from .cache import ConvState, LayerState, Ragged, TensorSpec, row_lengths
-from .kernels import gated_retention
+from .kernels import fused, gated_retention
 from .layers import Linear, ShortConv, linear, rms_normalise, unit_heads
 from .rope import Rope
 
 #: Temperature of the gate: decay = sigmoid(logit) ** (1/16).
 GATE_TEMPERATURE = 16
+#: Tokens per chunk of the fused form of a single step: the fewest that a tensor core multiplies.
+STEP_CHUNK = 16
 
 
 class RetentionState(LayerState):
@@ -44,8 +46,14 @@ class RetentionState(LayerState):
             pad = ~valid.mask_BT
             log_decay_BTH = log_decay_BTH.masked_fill(pad[:, :, None], 0)
             k_BTHD = k_BTHD.masked_fill(pad[:, :, None, None], 0)
-        form = gated_retention.recurrent if q_BTHD.shape[1] == 1 else gated_retention.chunked
-        out, self.tensors["s"] = form(q_BTHD, k_BTHD, v_BTHD, log_decay_BTH, self.tensors["s"])
+        state, step = self.tensors["s"], q_BTHD.shape[1] == 1
+        if self.fused:
+            size = {"chunk": STEP_CHUNK} if step else {}
+            form = fused("gated_retention").chunked
+            out, self.tensors["s"] = form(q_BTHD, k_BTHD, v_BTHD, log_decay_BTH, state, **size)
+        else:
+            form = gated_retention.recurrent if step else gated_retention.chunked
+            out, self.tensors["s"] = form(q_BTHD, k_BTHD, v_BTHD, log_decay_BTH, state)
         self.count(row_lengths(valid, *q_BTHD.shape[:2]))
         return out
 

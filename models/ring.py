@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .attention import QUERY_BLOCK, Heads, attention, never_empty
 from .cache import LayerCache, Ragged, Request, TensorSpec, row_lengths
+from .kernels import fused
 
 
 class WindowCache(LayerCache):
@@ -39,6 +40,11 @@ class WindowCache(LayerCache):
             out = self._step(q_BTHD, k_BTGD, v_BTGD)
             self.count([1] * B)
             return out
+        if self.fused and not (self.sinks and self.heads.window) and self.uniform(valid):
+            out = self._run(q_BTHD, k_BTGD, v_BTGD)
+            self._write_newest(k_BTGD, v_BTGD)
+            self.count([T] * B)
+            return out
         outs = []
         for start in range(0, T, QUERY_BLOCK):
             stop = min(start + QUERY_BLOCK, T)
@@ -61,6 +67,9 @@ class WindowCache(LayerCache):
         self, q_BTHD: Tensor, k_BGSD: Tensor, v_BGSD: Tensor, mask_BTS: Tensor | None, pos_BS: Tensor
     ) -> Tensor:
         """Attention of placed queries over keys at positions `pos_BS`."""
+        if self.fused and q_BTHD.shape[1] == 1:
+            step = fused("decode_attention").attend
+            return step(q_BTHD[:, 0], k_BGSD, v_BGSD, self.heads.scale, None, mask_BTS)[0][:, None]
         return attention(q_BTHD, k_BGSD, v_BGSD, self.heads.scale, mask_BTS)
 
     def _step(self, q_B1HD: Tensor, k_B1GD: Tensor, v_B1GD: Tensor) -> Tensor:
@@ -79,6 +88,28 @@ class WindowCache(LayerCache):
             mask = self.distance(newest, self.tensors["pos"][:, None, :filled]) < window
         return self.mix(q_B1HD, k, v, mask, self.tensors["pos"][:, :filled])
 
+    def _run(self, q_BTHD: Tensor, k_BTGD: Tensor, v_BTGD: Tensor) -> Tensor:
+        """Many tokens of rows in step: [sinks, ring in temporal order, call] in one pass."""
+        first = self.rows["seen"][0]
+        every = torch.arange(first, device=k_BTGD.device)
+        before = self._slot(torch.cat([every[: self.sinks], every[max(self.sinks, first - self.recent) :]]))
+        k = torch.cat([self.tensors["k"][:, :, before], k_BTGD.transpose(1, 2)], 2)
+        v = torch.cat([self.tensors["v"][:, :, before], v_BTGD.transpose(1, 2)], 2)
+        window = min(self.recent, self.heads.window or self.recent)
+        return fused("window_attention").attend(q_BTHD, k, v, self.heads.scale, window, self.sinks)[0]
+
+    def _write_newest(self, k_BTGD: Tensor, v_BTGD: Tensor) -> None:
+        """Rows in step: of this call's tokens those among the sinks, and the last `recent`."""
+        first, count = self.rows["seen"][0], k_BTGD.shape[1]
+        sinks = min(max(self.sinks - first, 0), count)
+        every = torch.arange(count, device=k_BTGD.device)
+        column = torch.cat([every[:sinks], every[max(sinks, count - self.recent) :]])
+        p = column + first
+        slot = self._slot(p)
+        self.tensors["k"][:, :, slot] = k_BTGD[:, column].transpose(1, 2)
+        self.tensors["v"][:, :, slot] = v_BTGD[:, column].transpose(1, 2)
+        self.tensors["pos"][:, slot] = p.to(torch.int32)
+
     def _block(
         self, q_BTHD: Tensor, k_BTGD: Tensor, v_BTGD: Tensor, positions_BT: Tensor, valid: Ragged | None
     ) -> Tensor:
@@ -92,16 +123,7 @@ class WindowCache(LayerCache):
         v = torch.cat([self.tensors["v"], v_BTGD.transpose(1, 2)], 2)
         out = self.mix(q_BTHD, k, v, never_empty(mask), j[:, 0])
         if self.uniform(valid):
-            first, count = self.rows["seen"][0], positions_BT.shape[1]
-            # Tokens of this block that stay: those among the sinks, and the last `recent`.
-            sinks = min(max(self.sinks - first, 0), count)
-            every = torch.arange(count, device=positions_BT.device)
-            column = torch.cat([every[:sinks], every[max(sinks, count - self.recent) :]])
-            p = column + first
-            slot = self._slot(p)
-            self.tensors["k"][:, :, slot] = k_BTGD[:, column].transpose(1, 2)
-            self.tensors["v"][:, :, slot] = v_BTGD[:, column].transpose(1, 2)
-            self.tensors["pos"][:, slot] = p.to(torch.int32)
+            self._write_newest(k_BTGD, v_BTGD)
             return out
         newest_B1 = positions_BT.amax(1, keepdim=True)
         stays = (positions_BT > newest_B1 - self.recent) | (positions_BT < self.sinks)

@@ -12,6 +12,8 @@ import torch
 from models.conformance import SHAPES, networks
 
 torch.set_num_threads(1)
+if not torch.cuda.is_available():  # kernels run in Python then, in the processes that tests start, too
+    os.environ["TRITON_INTERPRET"] = "1"
 #: Data that a developer once fetched is none of the tests' business, nor of the processes that they start.
 os.environ["KVMARK_CACHE"] = os.path.join(tempfile.gettempdir(), "kvmark-tests-have-no-cache")
 #: What this machine can do takes seconds to measure; test_ceilings asks for it by itself.

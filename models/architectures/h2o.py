@@ -69,6 +69,8 @@ class H2oCache(Evictor):
 class Model(Decoder):
     """The Transformer under H2O; needs no training of its own."""
 
+    implementations = ("torch", "fused")
+
     def __init__(self, shape, options) -> None:
         super().__init__(shape, options)
         self.prompt_mode = options.prompt

@@ -47,6 +47,7 @@ from ..attention import attention, attention_with_probs, never_empty
 from ..cache import LayerCache, Ragged, TensorSpec, row_lengths
 from ..compressor import Compressor
 from ..decoder import Decoder
+from ..kernels import fused
 from ..lora import add_lora
 from ..rope import Rope, llama_frequencies
 
@@ -183,14 +184,35 @@ class LococoCache(LayerCache):
         self.count(lengths)
 
         used = max(1, *self.rows["held"])
+        # Of the last call's scores a compression reads only those of the call that went over M + slack.
+        noted = self.accumulates or used > self.budget + self.slack
+        if self.fused and in_step and self.heads.window is None:
+            return self._attend_fused(q_BTHD, used, noted)
         sees_all = in_step and T == 1 and self.heads.window is None
         mask = None if sees_all else never_empty(self._visible(slot_BT, used, valid))
         k, v = self.tensors["k"][:, :, :used], self.tensors["v"][:, :, :used]
-        # Of the last call's scores a compression reads only those of the call that went over M + slack.
-        if not self.accumulates and used <= self.budget + self.slack:
+        if not noted:
             return attention(q_BTHD, k, v, self.heads.scale, mask)
         out, probs = attention_with_probs(q_BTHD, k, v, self.heads.scale, mask)
-        self._note_scores(probs.detach(), valid)
+        if valid is not None:
+            probs = probs * valid.mask_BT[:, None, :, None]
+        received_BHS = probs.detach().sum(2)
+        self._note_scores(received_BHS.unflatten(1, (self.heads.num_kv_heads, -1)).mean(2), valid)
+        return out
+
+    def _attend_fused(self, q_BTHD: Tensor, used: int, noted: bool) -> Tensor:
+        """Rows in step: this call's are the newest slots, and a query sees its own and those before it."""
+        k, v = self.tensors["k"][:, :, :used], self.tensors["v"][:, :, :used]
+        scale = self.heads.scale
+        if q_BTHD.shape[1] == 1:
+            choices = self.heads.num_kv_heads if noted else None
+            out, received = fused("decode_attention").attend(q_BTHD[:, 0], k, v, scale, None, None, choices)
+            out = out[:, None]
+        else:
+            out, lse = fused("window_attention").attend(q_BTHD, k, v, scale)
+            received = fused("column_sums").column_sums(q_BTHD, k, lse, scale) if noted else None
+        if received is not None:
+            self._note_scores(received, None)
         return out
 
     def _visible(self, slot_BT: Tensor, used: int, valid: Ragged | None) -> Tensor:
@@ -204,11 +226,8 @@ class LococoCache(LayerCache):
             visible &= is_memory | (slot_BT[:, :, None] - slots < self.heads.window)
         return visible if valid is None else visible & valid.mask_BT[:, :, None]
 
-    def _note_scores(self, probs_BHTS: Tensor, valid: Ragged | None) -> None:
-        """Attention received per slot in this call, summed over its queries, mean over the group."""
-        if valid is not None:
-            probs_BHTS = probs_BHTS * valid.mask_BT[:, None, :, None]
-        received = probs_BHTS.sum(2).unflatten(1, (self.heads.num_kv_heads, -1)).mean(2)
+    def _note_scores(self, received: Tensor, valid: Ragged | None) -> None:
+        """Attention (B,G,used) that slots got in this call, summed over its queries, mean over the group."""
         score, used = self.tensors["score"], received.shape[-1]
         if self.accumulates:
             score[:, :, :used] += received
@@ -231,13 +250,13 @@ class LococoCache(LayerCache):
                 index = torch.tensor(rows, device=self.tensors["k"].device)
             k, v = self.tensors["k"][index, :, :n], self.tensors["v"][index, :, :n]
             score = self.tensors["score"][index, :, :n]
-            fold = self.compressor(k, v, score, again)
-            self.tensors["k"][index, :, : self.budget] = fold.apply(k)
-            self.tensors["v"][index, :, : self.budget] = fold.apply(v)
+            fold = self.compressor.fused if self.fused else self.compressor.memory
+            memory_k, memory_v, memory_score = fold(k, v, score, again)
+            self.tensors["k"][index, :, : self.budget] = memory_k
+            self.tensors["v"][index, :, : self.budget] = memory_v
             if self.accumulates:
-                memory = fold.apply(score[..., None])[..., 0].detach()
                 self.tensors["score"][index] = 0
-                self.tensors["score"][index, :, : self.budget] = memory
+                self.tensors["score"][index, :, : self.budget] = memory_score.detach()
             for row in rows:
                 held[row] = self.budget
                 self.rows["compressions"][row] += 1
@@ -247,11 +266,13 @@ class LococoCache(LayerCache):
 class Model(Decoder):
     """The Transformer plus one trained compressor per layer."""
 
-    prompt_mode = "blockwise"
+    prompt_mode, implementations = "blockwise", ("torch", "fused")
 
     def __init__(self, shape, options) -> None:
         super().__init__(shape, options)
         self.block_tokens = options.block_tokens
+        if options.depth > 1:
+            self.implementations = ("torch",)  # the kernel has one convolution
         if shape.num_heads != shape.num_kv_heads:
             self.remark = "LoCoCo under grouped queries is our extension: scores are means over a group"
         self.compressors = nn.ModuleList(Compressor(shape.head_dim, options) for _ in range(shape.num_layers))

@@ -55,6 +55,7 @@ def _mixed(x: torch.Tensor) -> torch.Tensor:
 class Model(Decoder):
     """The Transformer under random eviction; needs no training of its own."""
 
+    implementations = ("torch", "fused")
     prompt_mode = "stepwise"
 
     def layer_cache(self, heads, layer, request):

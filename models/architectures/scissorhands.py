@@ -88,6 +88,8 @@ def _ones(x: torch.Tensor) -> torch.Tensor:
 class Model(Decoder):
     """The Transformer under Scissorhands; needs no training of its own."""
 
+    implementations = ("torch", "fused")
+
     def __init__(self, shape, options) -> None:
         super().__init__(shape, options)
         self.prompt_mode = options.prompt

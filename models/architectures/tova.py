@@ -64,9 +64,13 @@ class CompressedTovaCache(CompressedPositions, TovaCache):
 class Model(Decoder):
     """The Transformer under TOVA; needs no training of its own."""
 
+    implementations = ("torch", "fused")
+
     def __init__(self, shape, options) -> None:
         super().__init__(shape, options)
         self.prompt_mode = options.prompt
+        if options.positions == "compressed":  # keys are turned anew at every step: no kernel does that
+            self.implementations = ("torch",)
 
     def layer_cache(self, heads, layer, request):
         o = self.options

@@ -10,6 +10,7 @@ from torch import Tensor
 from ..attention import QUERY_BLOCK, Heads, attention, causal_tail, never_empty
 from ..cache import LayerCache, Ragged, Request, TensorSpec, row_lengths
 from ..decoder import Decoder
+from ..kernels import fused
 from ..ring import WindowCache
 
 
@@ -47,6 +48,8 @@ class FullCache(LayerCache):
     def read(self, q_BTHD: Tensor, positions_BT: Tensor, valid: Ragged | None) -> Tensor:
         """Causal attention of queries whose keys are already held (the newest T tokens per row)."""
         q_BTHD = self.heads.rotate(q_BTHD, positions_BT)
+        if self.fused and (q_BTHD.shape[1] == 1 or self.uniform(valid)):
+            return self._read_fused(q_BTHD, positions_BT)
         T, held = q_BTHD.shape[1], max(self.rows["seen"])
         k, v, scale = self.tensors["k"][:, :, :held], self.tensors["v"][:, :, :held], self.heads.scale
         window = self.heads.window or held
@@ -64,6 +67,20 @@ class FullCache(LayerCache):
             outs.append(attention(q_BTHD[:, block], k, v, scale, mask))
         return torch.cat(outs, 1)
 
+    def _read_fused(self, q_BTHD: Tensor, positions_BT: Tensor) -> Tensor:
+        """One query per row, of rows in any step, or the newest tokens of rows in step."""
+        k, v, scale, window = self.tensors["k"], self.tensors["v"], self.heads.scale, self.heads.window
+        if q_BTHD.shape[1] > 1:
+            held = self.rows["seen"][0]
+            attend = fused("window_attention").attend
+            return attend(q_BTHD, k[:, :, :held], v[:, :, :held], scale, window)[0]
+        mask = None
+        if window is not None:
+            slots = torch.arange(k.shape[2], device=k.device)
+            mask = positions_BT[:, :, None] - slots < window
+        step = fused("decode_attention").attend
+        return step(q_BTHD[:, 0], k, v, scale, positions_BT[:, 0] + 1, mask)[0][:, None]
+
     def kept_positions(self):
         slots = torch.arange(self.tensors["k"].shape[2], device=self.tensors["k"].device)
         held = torch.tensor(self.rows["seen"], device=slots.device)[:, None]
@@ -76,6 +93,8 @@ class FullCache(LayerCache):
 
 class Model(Decoder):
     """Llama-style decoder with one full cache per layer."""
+
+    implementations = ("torch", "fused")
 
     def layer_cache(self, heads, layer, request):
         # A layer that sees only a window needs no more than it: exact, and what it really costs.

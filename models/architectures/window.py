@@ -50,6 +50,7 @@ class BudgetedWindow(WindowCache):
 class Model(Decoder):
     """The Transformer under a sinks-plus-recent budget; needs no training of its own."""
 
+    implementations = ("torch", "fused")
     prompt_mode = "stepwise"
 
     def layer_cache(self, heads, layer, request):

@@ -96,6 +96,8 @@ class CrossAttention(nn.Module):
 class Model(Decoder):
     """Decoder-decoder. `run_blocks` and `run_parallel` wire the two parts."""
 
+    implementations = ("torch", "fused")
+
     def __init__(self, shape, options) -> None:
         self.self_layers = _self_layers(shape, options)
         _refuse(shape, options)
