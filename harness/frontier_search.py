@@ -17,10 +17,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .frontier import most_fitting, next_context
-from .frontier_memory import Memory, predictor
+from .frontier_memory import Memory
 from .frontier_rows import ANSWERS, Probe, read_probe, result_rows
 from .metrics import format_count
 from .plan import Cell, digest
+from .predicted import predictor
 from .rows import base_row
 from .runner import Prepared, finished
 from .runner import run as run_plan

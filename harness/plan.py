@@ -95,13 +95,17 @@ class Settings:
 
 @dataclass(frozen=True)
 class Plan:
-    """A named comparison. `text` is a file or folder; None follows the order in `suites.text`."""
+    """A named comparison. `text` is a file or folder; None follows the order in `suites.text`.
+
+    `device_memory_bytes`: of the device that a plan is meant for; `kvmark plan` names what will not fit.
+    """
 
     name: str
     architectures: tuple[str, ...]
     suites: tuple[str, ...]
     settings: Settings = field(default_factory=Settings)
     text: str | None = None
+    device_memory_bytes: int | None = None
 
     def __post_init__(self) -> None:
         if not self.architectures or not self.suites:
@@ -156,7 +160,7 @@ def plan_from_toml(path: Path) -> Plan:
     except (ValueError, RecursionError) as error:  # also numbers of 5,000 digits, and deep nesting
         raise SpecError(f"Plan file {path} is not valid TOML ({str(error).splitlines()[0]}).") from None
     settings = {f.name for f in dataclasses.fields(Settings)}
-    own = {"name", "architectures", "suites", "text"}
+    own = {"name", "architectures", "suites", "text", "device_memory_bytes"}
     for key in values:
         if key not in settings | own:
             raise SpecError(
@@ -171,12 +175,16 @@ def plan_from_toml(path: Path) -> Plan:
         raise SpecError(f"{path} needs text = a string, the name of a file or folder.")
     if not isinstance(name, str):
         raise SpecError(f"{path} needs name = a string, the name of a folder.")
+    memory = values.get("device_memory_bytes")
+    if memory is not None and (type(memory) is not int or memory < 1):
+        raise SpecError(f"{path} needs device_memory_bytes = a whole number of bytes, not {memory!r}.")
     return Plan(
         name=name,
         architectures=tuple(values["architectures"]),
         suites=tuple(values["suites"]),
         settings=Settings(**{k: v for k, v in values.items() if k in settings}),
         text=values.get("text"),
+        device_memory_bytes=memory,
     )
 
 

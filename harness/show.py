@@ -14,6 +14,7 @@ from rich.table import Table
 
 from .metrics import NOTHING, format_bytes
 from .plan import Job
+from .predicted import beyond
 from .runner import Prepared
 
 #: Wide enough for the verdict where output goes to a file.
@@ -42,6 +43,19 @@ def plan_table(prepared: Prepared, predict: Callable[[Job], tuple[int, int] | No
     console.print(table)
     text = prepared.text.label if prepared.text else "none needed"
     console.print(f"{len(jobs)} jobs, {len(prepared.cells)} cells; text: {text}")
+    limit = prepared.plan.device_memory_bytes
+    if limit is None:
+        return
+    there = f"the {limit / 1e9:g} GB that this plan is meant for"
+    missed = list(beyond(prepared, limit))
+    for cell, size in missed:
+        place = ", ".join(f"{name} {value:,}" for name, value in cell.axes.items())
+        console.print(
+            f"Predicted not to fit into {there}: {cell.architecture}, {place} ({size / 1e9:.1f} GB)",
+            markup=False,
+        )
+    if not missed:
+        console.print(f"Predicted to fit into {there}: every latency cell", markup=False)
 
 
 class Progress:

@@ -230,6 +230,10 @@ class Architecture(nn.Module):
         """Predicted FLOPs of one decode step after `num_tokens`."""
         raise NotImplementedError
 
+    def table_bytes(self, capacity: int, dtype: torch.dtype | None = None) -> int:
+        """Predicted bytes that depend on the positions a cache allows and on nothing else (rotary tables)."""
+        return 0
+
     def compressor_bytes(self) -> int:
         """Bytes of weights that exist only to compress the cache (LoCoCo); 0 elsewhere."""
         return 0

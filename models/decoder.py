@@ -204,9 +204,14 @@ class Decoder(Architecture):
         positions = torch.tensor(cache.seen, device=device)[:, None] + steps
         return positions if valid is None else positions.masked_fill(~valid.mask_BT, -1)
 
+    def ropes(self) -> list[Rope]:
+        """Every table of rotary positions, once."""
+        return [self.lower_rope]
+
     def _ensure_rope(self, num_positions: int) -> None:
         weight = self.embed.weight
-        self.lower_rope.ensure(num_positions, weight.dtype, weight.device)
+        for rope in self.ropes():
+            rope.ensure(num_positions, weight.dtype, weight.device)
 
     def forward(self, tokens_BT: Tensor) -> Tensor:
         B, T = tokens_BT.shape
@@ -226,6 +231,10 @@ class Decoder(Architecture):
         return x_BTE
 
     # --- cost -----------------------------------------------------------------------------------
+
+    def table_bytes(self, capacity, dtype=None) -> int:
+        dtype = dtype or self.embed.weight.dtype
+        return sum(2 * rope.pairs * capacity * dtype.itemsize for rope in self.ropes())
 
     def cache_bytes(self, capacity, batch=1, dtype=None, prompt=None) -> CacheBytes:
         # Storage on the meta device has shapes and dtypes but no memory, so asking is free.

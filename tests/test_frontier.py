@@ -20,10 +20,11 @@ from harness import frontier_search, machine_limits
 from harness.errors import UsageError
 from harness.frontier import CEILING, FLOOR, GRANULARITY, MOST_PROBES, bracket, most_fitting, next_context
 from harness.frontier_asked import _cpu_limit, forget_failed
-from harness.frontier_memory import Memory, default_limit_bytes, memory_of, predictor
+from harness.frontier_memory import Memory, default_limit_bytes, memory_of
 from harness.frontier_search import Search
 from harness.frontier_show import COLUMNS, markdown, shown
 from harness.plan import Plan, Settings
+from harness.predicted import predictor
 from harness.rows import base_row, failure_row
 from harness.store import read_table, write_rows, write_table
 
@@ -105,11 +106,12 @@ def test_predicted_bytes_are_weights_cache_and_one_block():
     chosen = Settings("tiny")
     predict = predictor("transformer", told, chosen, 3, 8, 1000)
     token = 4 * (4 * shape.dim + 4 * shape.ffn_dim)
-    assert predict(100) == 1000 + weights + 3 * (2048 * 109 + 100 * token)
+    tables = 2 * shape.head_dim // 2 * 4
+    assert predict(100) == 1000 + weights + 3 * (2048 * 109 + 100 * token) + 109 * tables
     window = predictor("window:budget=8", told, chosen, 1, 8, 0)
-    assert window(5000) - window(4000) == 1000 * token
+    assert window(5000) - window(4000) == 1000 * (token + tables)
     chunked = predictor("window:budget=8", told, Settings("tiny", prefill_chunk=64), 1, 8, 0)
-    assert chunked(5000) == chunked(4000), "a fixed budget and chunks: any prompt fits"
+    assert chunked(5000) - chunked(4000) == 1000 * tables, "a fixed budget and chunks: positions alone"
 
 
 def test_half_of_what_is_available_is_the_default(monkeypatch):

@@ -143,9 +143,8 @@ class Model(Decoder):
         upper = [CrossAttention(s, self.cross_heads) for _ in range(s.num_layers - n)]
         return [Block(s, mixer, ffn_dim) for mixer in [*lower, *upper]]
 
-    def _ensure_rope(self, num_positions: int) -> None:
-        super()._ensure_rope(num_positions)
-        self.self_rope.ensure(num_positions, self.embed.weight.dtype, self.embed.weight.device)
+    def ropes(self) -> list[Rope]:
+        return [self.lower_rope] + [self.self_rope] * (self.self_rope is not self.lower_rope)
 
     def _scaled(self, embedded_BTE: Tensor) -> Tensor:
         return embedded_BTE * self.shape.dim**0.5 if self.options.embed_scale else embedded_BTE

@@ -1,4 +1,4 @@
-"""Matrix products inside of Triton kernels, and which kind of them a dtype gets.
+"""Launches of Triton kernels, matrix products inside of them, and which kind of these a dtype gets.
 
 "ieee"   fp32 operands: exact fp32 products, no TF32
 "tf32"   bf16 operands on a GPU: bf16 tensor cores, sums in fp32 (the name says nothing about bf16)
@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import torch
 import triton
@@ -23,6 +24,12 @@ def dot_kind(dtype: torch.dtype) -> str:
     if dtype == torch.float32:
         return "ieee"
     return "widen" if INTERPRETED else "tf32"
+
+
+def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> None:
+    """Run a kernel; on the meta device, where memory is counted and nothing computed, nothing."""
+    if not arguments[0].is_meta:
+        kernel[grid](*arguments, **constants)
 
 
 @triton.jit

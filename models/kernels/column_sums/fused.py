@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..product import dot_kind, product
+from ..product import dot_kind, launch, product
 
 #: Queries and keys per product.
 QUERIES, KEYS = 64, 64
@@ -65,7 +65,8 @@ def column_sums(
     """As `naive.column_sums`. The last dimension of q and k is dense."""
     (B, T, H, D), (G, S) = q_BTHD.shape, k_BGSD.shape[1:3]
     sums = torch.empty(B, G, S, dtype=torch.float32, device=q_BTHD.device)
-    sums_fwd_kernel[(triton.cdiv(S, KEYS), G, B)](
+    launch(
+        sums_fwd_kernel, (triton.cdiv(S, KEYS), G, B),
         q_BTHD, k_BGSD, lse_BHT.contiguous(), sums if counts_BT is None else counts_BT.contiguous(), sums,
         scale, T, S, D, H // G, window or S + 1, *q_BTHD.stride()[:3], *k_BGSD.stride()[:3],
         QUERIES=QUERIES, KEYS=KEYS, PAD=max(16, triton.next_power_of_2(D)),

@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..product import dot_kind, product
+from ..product import dot_kind, launch, product
 
 #: Keys that are multiplied at a time.
 BLOCK = 64
@@ -145,7 +145,8 @@ def attend(
     out, lse = torch.empty_like(q_BHD, memory_format=torch.contiguous_format), torch.empty(B, H, **wide)
     logits = parts if choices is None else torch.empty(B, H, S, **wide)
     mask = parts if mask_BPS is None else mask_BPS
-    split_fwd_kernel[(splits, G, B)](
+    launch(
+        split_fwd_kernel, (splits, G, B),
         q_BHD, k_BGSD, v_BGSD, parts if length_B is None else length_B, mask, parts, lse_parts, logits,
         scale, S, D, R, splits, 1 if mask_BPS is None else mask_BPS.shape[1],
         *q_BHD.stride()[:2], *k_BGSD.stride()[:3], *v_BGSD.stride()[:3],
@@ -154,13 +155,15 @@ def attend(
         DOT=dot_kind(q_BHD.dtype),
         HAS_LENGTH=length_B is not None, HAS_MASK=mask_BPS is not None, SCORES=choices is not None,
     )  # fmt: skip
-    combine_fwd_kernel[(H, B)](
-        parts, lse_parts, out, lse, splits, D, H, SPLITS=triton.next_power_of_2(splits), PAD=pad
-    )
+    launch(
+        combine_fwd_kernel, (H, B),
+        parts, lse_parts, out, lse, splits, D, H, SPLITS=triton.next_power_of_2(splits), PAD=pad,
+    )  # fmt: skip
     if choices is None:
         return out, None
     scores = torch.empty(B, choices, S, **wide)
-    scores_fwd_kernel[(triton.cdiv(S, BLOCK), choices, B)](
+    launch(
+        scores_fwd_kernel, (triton.cdiv(S, BLOCK), choices, B),
         logits, lse, parts if length_B is None else length_B, scores, S, H, H // choices,
         BLOCK=BLOCK, HAS_LENGTH=length_B is not None,
     )  # fmt: skip

@@ -24,7 +24,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..product import dot_kind, product
+from ..product import dot_kind, launch, product
 
 #: Tokens per chunk; the square of it is what one program multiplies at a time.
 CHUNK = 64
@@ -180,9 +180,10 @@ def _states(k: Tensor, v: Tensor, a: Tensor, state: Tensor, chunk: int) -> tuple
     (T, H, D, C), sizes = _sizes(k, chunk)
     states, last = k.new_empty(k.shape[0], H, C, D, D, dtype=torch.float32), torch.empty_like(state)
     tile = min(TILE, sizes["PAD"])
-    states_fwd_kernel[(k.shape[0] * H, triton.cdiv(D, tile))](
-        k, v, a, state, states, last, T, H, D, C, *k.stride()[:3], *a.stride(), TILE=tile, **sizes
-    )
+    launch(
+        states_fwd_kernel, (k.shape[0] * H, triton.cdiv(D, tile)),
+        k, v, a, state, states, last, T, H, D, C, *k.stride()[:3], *a.stride(), TILE=tile, **sizes,
+    )  # fmt: skip
     return states, last
 
 
@@ -193,9 +194,10 @@ class _Chunked(torch.autograd.Function):
         states, last = _states(k, v, a, state, chunk)
         out = torch.empty(q.shape, dtype=torch.float32, device=q.device)
         tile = min(TILE, sizes["PAD"])
-        outputs_fwd_kernel[(C, q.shape[0] * H, triton.cdiv(D, tile))](
-            q, k, v, a, states, out, T, H, D, C, *q.stride()[:3], *a.stride(), TILE=tile, **sizes
-        )
+        launch(
+            outputs_fwd_kernel, (C, q.shape[0] * H, triton.cdiv(D, tile)),
+            q, k, v, a, states, out, T, H, D, C, *q.stride()[:3], *a.stride(), TILE=tile, **sizes,
+        )  # fmt: skip
         ctx.save_for_backward(q, k, v, a, state, last)
         ctx.chunk = chunk
         return out, last
@@ -209,13 +211,15 @@ class _Chunked(torch.autograd.Function):
         grads, first = torch.empty_like(states), torch.empty_like(state)
         strides = (*q.stride()[:3], *a.stride(), *do.stride()[:3])
         tile = min(TILE, sizes["PAD"])
-        states_bwd_kernel[(B * H, triton.cdiv(D, tile))](
-            q, a, do, dlast, grads, first, T, H, D, C, *strides, TILE=tile, **sizes
-        )
+        launch(
+            states_bwd_kernel, (B * H, triton.cdiv(D, tile)),
+            q, a, do, dlast, grads, first, T, H, D, C, *strides, TILE=tile, **sizes,
+        )  # fmt: skip
         dq, dk, dv = (torch.empty(q.shape, dtype=torch.float32, device=q.device) for _ in range(3))
-        inputs_bwd_kernel[(C, B * H)](
-            q, k, v, a, do, states, grads, dq, dk, dv, T, H, D, C, *strides, **sizes
-        )
+        launch(
+            inputs_bwd_kernel, (C, B * H),
+            q, k, v, a, do, states, grads, dq, dk, dv, T, H, D, C, *strides, **sizes,
+        )  # fmt: skip
         steps = (q.float() * dq - k.float() * dk).sum(-1)
         steps[:, -1] += (dlast * last).sum((-1, -2))
         da = steps.flip(1).cumsum(1).flip(1)

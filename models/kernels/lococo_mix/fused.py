@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..product import dot_kind, product
+from ..product import dot_kind, launch, product
 
 #: Memory slots and cached slots per product.
 MEMORY, SLOTS = 32, 64
@@ -91,7 +91,8 @@ def mix(
     M, taps = weight_MCt.shape[0], weight_MCt.shape[-1]
     mixed = [torch.empty(B, G, M, D, dtype=x.dtype, device=x.device) for x in (k_BGrD, v_BGrD)]
     score = mixed[0] if score_BGr is None else score_BGr.new_empty(B, G, M)
-    mix_fwd_kernel[(triton.cdiv(M, MEMORY), G, B)](
+    launch(
+        mix_fwd_kernel, (triton.cdiv(M, MEMORY), G, B),
         k_BGrD, v_BGrD, mixed[0] if score_BGr is None else score_BGr.contiguous(),
         weight_MCt.to(k_BGrD.dtype).permute(2, 0, 1).contiguous(), bias_M.contiguous(),
         torch.as_tensor(alpha, dtype=torch.float32, device=k_BGrD.device), chosen_BGM.contiguous(),

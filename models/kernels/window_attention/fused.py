@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..product import dot_kind, product
+from ..product import dot_kind, launch, product
 
 #: Queries and keys per product.
 QUERIES, KEYS = 64, 64
@@ -78,7 +78,8 @@ def attend(
     (B, T, H, D), (G, S) = q_BTHD.shape, k_BGSD.shape[1:3]
     out = torch.empty(B, T, H, D, dtype=v_BGSD.dtype, device=q_BTHD.device)
     lse = torch.empty(B, H, T, dtype=torch.float32, device=q_BTHD.device)
-    attend_fwd_kernel[(triton.cdiv(T, QUERIES), H, B)](
+    launch(
+        attend_fwd_kernel, (triton.cdiv(T, QUERIES), H, B),
         q_BTHD, k_BGSD, v_BGSD, out, lse, scale, T, S, D, H // G, window or S + 1, sinks,
         *q_BTHD.stride()[:3], *k_BGSD.stride()[:3], *v_BGSD.stride()[:3],
         QUERIES=QUERIES, KEYS=KEYS, PAD=max(16, triton.next_power_of_2(D)),
