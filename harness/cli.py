@@ -72,6 +72,9 @@ Dtype = Annotated[str | None, typer.Option(help="fp32 or bf16.")]
 Implementation = Annotated[
     str | None, typer.Option(help="torch, or fused: our Triton kernels where there are some (CUDA).")
 ]
+Graphs = Annotated[
+    bool | None, typer.Option(help="Replay decode steps as CUDA graphs (with --implementation fused).")
+]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.")]
 Threads = Annotated[int | None, typer.Option(help="CPU threads (default 1).")]
 Seed = Annotated[int | None, typer.Option(help="Seed of cases and random weights.")]
@@ -109,6 +112,7 @@ def plan(
     name: PlanName = None, arch: Architectures = None, suite: Suites = None, text: Text = None,
     shape: Shape = None, contexts: Contexts = None, batch: Batch = None, repeats: Repeats = None,
     replicates: Replicates = None, dtype: Dtype = None, implementation: Implementation = None,
+    graphs: Graphs = None,
     device: Device = None, threads: Threads = None, seed: Seed = None,
     prefill_chunk: Chunk = None, interleave: Interleave = None, timeout_s: Timeout = None,
     memory_limit_bytes: MemoryLimit = None, model: Model = None, tokenizer: TokenizerFile = None,
@@ -132,6 +136,7 @@ def run(
     name: PlanName = None, arch: Architectures = None, suite: Suites = None, text: Text = None,
     shape: Shape = None, contexts: Contexts = None, batch: Batch = None, repeats: Repeats = None,
     replicates: Replicates = None, dtype: Dtype = None, implementation: Implementation = None,
+    graphs: Graphs = None,
     device: Device = None, threads: Threads = None, seed: Seed = None,
     prefill_chunk: Chunk = None, interleave: Interleave = None, timeout_s: Timeout = None,
     memory_limit_bytes: MemoryLimit = None, model: Model = None, tokenizer: TokenizerFile = None,

@@ -11,16 +11,31 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from models.architecture import Architecture
 from models.cache import Cache
+from models.replay import Replayed
 from suites.suite import Answer, Case
 from suites.tokenizer import Tokenizer
 
 from .clock import StepTimer, Stopwatch
+
+
+class Decode(Protocol):
+    """One token per row -> next-token logits (B,V): `Architecture.decode` of one cache, or its replay."""
+
+    def __call__(self, token_B: Tensor, valid_B: Tensor | None = None) -> Tensor: ...
+
+
+def decoder(model: Architecture, cache: Cache, graphs: bool) -> Decode:
+    """How the steps of a cache are made: as CUDA graphs, or plainly."""
+    if graphs:
+        return Replayed(model, cache)
+    return lambda token_B, valid_B=None: model.decode(token_B, cache, valid_B)
 
 
 def pad(
@@ -63,7 +78,7 @@ def score(
 
 
 def decode_forced(
-    model: Architecture, cases: Sequence[Case], logits_BV: Tensor, cache: Cache, watch: Stopwatch
+    decode: Decode, cases: Sequence[Case], logits_BV: Tensor, watch: Stopwatch
 ) -> tuple[list[Tensor], StepTimer]:
     """One decode per forced token but the last, each step timed; all rows have the same length.
 
@@ -74,9 +89,9 @@ def decode_forced(
     logits = [logits_BV]
     with watch.steps() as steps:
         for t in range(tokens_BT.shape[1] - 1):
-            logits_BV = model.decode(tokens_BT[:, t], cache)
+            logits_BV = decode(tokens_BT[:, t])
             if keep:
-                logits.append(logits_BV)
+                logits.append(logits_BV.clone())  # a replayed step overwrites them
             steps.mark()
     return (logits if keep else []), steps
 
@@ -89,9 +104,7 @@ def score_steps(cases: Sequence[Case], logits: Sequence[Tensor]) -> list[Answer]
     return _answers(cases, *_marked(torch.stack(list(logits), 1), tokens_BT))
 
 
-def generate(
-    model: Architecture, cases: Sequence[Case], logits_BV: Tensor, cache: Cache, tokenizer: Tokenizer
-) -> list[Answer]:
+def generate(decode: Decode, cases: Sequence[Case], logits_BV: Tensor, tokenizer: Tokenizer) -> list[Answer]:
     """Greedy until every row met a stop string, the end token or its limit. Finished rows stand still."""
     made: list[list[int]] = [[] for _ in cases]
     scores: list[list[float]] = [[] for _ in cases]
@@ -109,7 +122,7 @@ def generate(
             running[b] = not stopped and len(made[b]) < cases[b].max_new_tokens
         if any(running):
             valid_B = None if all(running) else torch.tensor(running, device=token_B.device)
-            logits_BV = model.decode(token_B, cache, valid_B)
+            logits_BV = decode(token_B, valid_B)
     return [
         Answer(tuple(tokens), tuple(logprobs), _until_stop(tokenizer.decode(tokens), case.stop))
         for case, tokens, logprobs in zip(cases, made, scores, strict=True)

@@ -23,7 +23,7 @@ from suites.suite import Answer, Case
 from suites.tokenizer import Tokenizer
 
 from .clock import PeakMemory, Stopwatch, Window
-from .continuations import decode_forced, generate, pad, score, score_steps
+from .continuations import decode_forced, decoder, generate, pad, score, score_steps
 from .held import Held, held_spans
 from .retained import Retained, retained
 
@@ -84,6 +84,7 @@ def execute(
     device: str,
     *,
     prefill_chunk: int | None = None,
+    graphs: bool = False,
     on_phase: Callable[[str], None] = lambda phase: None,
 ) -> tuple[list[Answer], Readings]:
     """Run the cases as one batch: lengths may differ, and some may be forced while others generate.
@@ -128,7 +129,7 @@ def execute(
                 last = (number, turn) == (len(chosen_of) - 1, len(groups) - 1)
                 alone = last and rows == list(range(cache.batch))
                 own, last_BV = (cache, logits_BV) if alone else (cache.select(rows), logits_BV[rows])
-                found = _go_on(part, model, mine, last_BV, own, tokenizer, watch, peak, segment)
+                found = _go_on(part, model, mine, last_BV, own, tokenizer, watch, peak, segment, graphs)
                 gone, told = own.evicted(), own.statistics()
                 for row, index in enumerate(group):
                     answers[index], evicted[index] = found[row], gone[row]
@@ -206,17 +207,19 @@ def _go_on(
     watch: Stopwatch,
     peak: PeakMemory,
     segment: int,
+    graphs: bool,
 ) -> list[Answer]:
     """Some cases of a part, from the first logits to their answers; what it cost is added to the part."""
     peak.reset()
+    decode = decoder(model, cache, graphs)
     with watch.window() as window:
         if part.phase == "decode":
-            logits, steps = decode_forced(model, cases, logits_BV, cache, watch)
+            logits, steps = decode_forced(decode, cases, logits_BV, watch)
             part.step_s, part.launch_share = steps.step_s, steps.launch_share
         elif part.phase == "score":
             answers = score(model, cases, logits_BV, cache, tokenizer, segment)
         else:
-            answers = generate(model, cases, logits_BV, cache, tokenizer)
+            answers = generate(decode, cases, logits_BV, tokenizer)
     part.window = window if part.num_tokens == 0 else part.window + window
     part.peak_bytes = _most(part.peak_bytes, peak.read())
     part.peak_reserved_bytes = _most(part.peak_reserved_bytes, peak.read_reserved())

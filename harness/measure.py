@@ -97,14 +97,14 @@ class Measurement:
             return found
         answers, readings = execute(
             self.model, cases, self.suite.context.tokenizer, self.settings.device,
-            prefill_chunk=self.settings.prefill_chunk, on_phase=self.on_phase,
+            prefill_chunk=self.settings.prefill_chunk, graphs=self.settings.graphs, on_phase=self.on_phase,
         )  # fmt: skip
         base = self.base(
             self.cell,
             batch=len(readings.prompt_tokens),
             prompt_mode=self.prompt_mode,
             scoring_mode=readings.scoring_mode,
-            implementation=self.model.implementation,
+            implementation=self.model.implementation + (", CUDA graphs" if self.settings.graphs else ""),
             message=self._message(cases),
         )
         first = self.repeat in (None, 0)

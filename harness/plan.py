@@ -37,7 +37,8 @@ class Settings:
     `batch` bounds the requests of a quality cell that run together; latency suites state their own.
     `interleave` False gives each architecture of a latency suite a process of its own: its memory is
     then its own too, and slow drift of the machine is not shared.
-    `implementation` says who computes (`models.kernels`), the same for all architectures.
+    `implementation` says who computes (`models.kernels`), and `graphs` whether decode steps are replayed as
+    CUDA graphs (`models.replay`): the same for all architectures.
     """
 
     shape: str | None = None
@@ -47,6 +48,7 @@ class Settings:
     weights: str | None = None
     dtype: str = "fp32"
     implementation: str = "torch"
+    graphs: bool = False
     device: str = "cpu"
     threads: int = 1
     seed: int = 0
@@ -79,6 +81,8 @@ class Settings:
         if self.implementation not in IMPLEMENTATIONS:
             known = ", ".join(IMPLEMENTATIONS)
             raise SpecError(f"Unknown implementation '{self.implementation}'; known: {known}.")
+        if self.graphs and (self.implementation, self.device[:4]) != ("fused", "cuda"):
+            raise SpecError("graphs need implementation fused on a CUDA device.")
         if not re.fullmatch(r"cpu|cuda(:\d{1,4})?", self.device):
             raise SpecError(f"Unknown device '{self.device}'; known: cpu, cuda, cuda:N.")
         for name in ("threads", "repeats", "replicates", "batch"):

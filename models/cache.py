@@ -17,7 +17,7 @@ storages, since a slice keeps its whole parent alive.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -63,6 +63,7 @@ class Request:
     device: torch.device | str
     seeds: list[int]
     prompts: list[int] | None = None
+    implementation: str = "torch"
 
 
 class Ragged:
@@ -120,6 +121,15 @@ class LayerState:
         """Note that row b has seen `lengths[b]` more tokens."""
         self.rows["seen"] = [n + length for n, length in zip(self.rows["seen"], lengths, strict=True)]
 
+    def step_key(self) -> Hashable:
+        """What host counts decide about the next decode step of rows in step: steps with equal keys do the
+        same work on the same tensors, which they change in place. None: this step cannot be replayed."""
+        return None
+
+    def count_step(self) -> None:
+        """Note on the host that a step was replayed."""
+        self.count([1] * self.batch)
+
     def evicted(self) -> list[int]:
         """Slots per row that this state has given up so far: tokens dropped, or folded into others."""
         return [0] * self.batch
@@ -166,6 +176,11 @@ class LayerCache(LayerState):
         self.tensors["k"][:, :, start:stop] = k_BTGD.transpose(1, 2)
         self.tensors["v"][:, :, start:stop] = v_BTGD.transpose(1, 2)
 
+    def write_at(self, k_B1GD: Tensor, v_B1GD: Tensor, slot_1: Tensor) -> None:
+        """Rows in step: one token's keys and values go to a slot that only the device knows."""
+        self.tensors["k"].index_copy_(2, slot_1, k_B1GD.transpose(1, 2))
+        self.tensors["v"].index_copy_(2, slot_1, v_B1GD.transpose(1, 2))
+
     def write_slots(self, k_BTGD: Tensor, v_BTGD: Tensor, slot_BT: Tensor, stays_BT: Tensor) -> None:
         """Rows not in step: token (b,t) goes to its own slot where `stays`; the others go nowhere."""
         rows = torch.arange(len(slot_BT), device=slot_BT.device)[:, None].expand_as(slot_BT)[stays_BT]
@@ -188,6 +203,9 @@ class ConvState(LayerState):
         channels, taps = conv.weight.shape
         return cls(request.batch, taps, channels, request.dtype, request.device)
 
+    def step_key(self):
+        return ()
+
     def shift_in(self, x_BTC: Tensor, valid: Ragged | None) -> Tensor:
         """Prepend the kept inputs to x and keep the newest ones: (B, taps-1+T, C)."""
         tail = self.tensors["tail"]
@@ -208,6 +226,8 @@ class Cache:
     def __init__(self, states: dict[str, LayerState], batch: int, capacity: int) -> None:
         self.states, self.capacity = states, capacity
         self.seen = [0] * batch
+        #: True positions (B,1) of a step's tokens where steps are replayed; else they are made of `seen`.
+        self.position_B1: Tensor | None = None
 
     @property
     def batch(self) -> int:
@@ -233,6 +253,17 @@ class Cache:
         other = Cache(states, len(rows), self.capacity)
         other.seen = [self.seen[r] for r in rows]
         return other
+
+    def step_key(self) -> Hashable:
+        """As `LayerState.step_key`, of all states together."""
+        keys = tuple(state.step_key() for state in self.states.values())
+        return None if None in keys or len(set(self.seen)) > 1 else keys
+
+    def count_step(self) -> None:
+        """Note on the host that a step was replayed."""
+        self.seen = [n + 1 for n in self.seen]
+        for state in self.states.values():
+            state.count_step()
 
     def detach_(self) -> None:
         """Cut the gradient at this point (truncated back-propagation between blocks)."""

@@ -122,12 +122,11 @@ class Compressor(nn.Module):
 
     def split(self, score_BGn: Tensor, again: bool = False) -> tuple[Tensor, Tensor]:
         """Indices of the slots that stay as they are, and of the rest."""
-        slots = list(range(score_BGn.shape[-1]))
-        if again:
-            del slots[self.budget - self.folded : self.budget]  # mixtures are not new
-        forced = score_BGn.clone()
-        forced[..., slots[: self.sinks] + slots[len(slots) - self.local :]] = float("inf")
-        return split_top(forced, self.budget - self.folded)
+        slots = torch.arange(score_BGn.shape[-1], device=score_BGn.device)
+        if again:  # mixtures are not new
+            slots = torch.cat([slots[: self.budget - self.folded], slots[self.budget :]])
+        forced = torch.cat([slots[: self.sinks], slots[len(slots) - self.local :]])
+        return split_top(score_BGn.index_fill(-1, forced, float("inf")), self.budget - self.folded)
 
     def weights(self, k_BGrD: Tensor, v_BGrD: Tensor, score_BGr: Tensor) -> Tensor:
         """Mixing weights (B,G,Mc,r) over the rest; every row sums to 1 for any alpha."""

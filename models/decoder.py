@@ -169,7 +169,7 @@ class Decoder(Architecture):
             raise ValueError(f"a cache has the dtype of the weights, {weight.dtype}, not {dtype}.")
         if prompts is not None and not all(1 <= prompt <= capacity for prompt in prompts):
             raise ValueError(f"prompts must have between 1 and {capacity} tokens, not {prompts}.")
-        request = Request(batch, capacity, dtype, device, seeds or [0] * batch, prompts)
+        request = Request(batch, capacity, dtype, device, seeds or [0] * batch, prompts, self.implementation)
         states = self.new_states(request)
         for state in states.values():
             state.implementation = self.implementation
@@ -198,6 +198,8 @@ class Decoder(Architecture):
 
     def _positions(self, cache: Cache, T: int, device: torch.device, valid: Ragged | None) -> Tensor:
         """True token index of every token; -1 at padding."""
+        if cache.position_B1 is not None and T == 1 and valid is None:
+            return cache.position_B1
         steps = torch.arange(T, device=device)
         if valid is None and len(set(cache.seen)) == 1:
             return (steps + cache.seen[0]).expand(cache.batch, T)

@@ -89,6 +89,14 @@ class Evictor(LayerCache):
 
     # --- what every policy shares -----------------------------------------------------------------
 
+    def step_key(self):
+        """Steps are alike once every one of them evicts."""
+        return () if self.fused and min(self.rows["seen"]) >= self.budget else None
+
+    def count_step(self) -> None:
+        super().count_step()
+        self.rows["sorted"] = [0] * self.batch
+
     @property
     def meta(self) -> Meta:
         return {name: self.tensors[name] for name in self.meta_names}
@@ -179,14 +187,14 @@ class Evictor(LayerCache):
             victim = oldest_minimum(self.rate(self.meta, row_BPS, pos, position_B), pos, settled)
             if settled:
                 pos.scatter_(2, victim[:, :, None], -1)
-                self.tensors["free"] = victim
+                free.copy_(victim)
                 return out
             evicts = torch.tensor(full, device=free.device)
             evicts = (evicts if moves is None else evicts & moves)[:, None]
             there = pos.gather(2, victim[:, :, None])
             pos.scatter_(2, victim[:, :, None], there.masked_fill(evicts[:, :, None], -1))
             following = torch.where(evicts, victim, following)
-        self.tensors["free"] = following if moves is None else torch.where(moves[:, None], following, free)
+        free.copy_(following if moves is None else torch.where(moves[:, None], following, free))
         return out
 
     def turned(self, q_B1HD: Tensor, k_BGSD: Tensor, pos_BPS: Tensor) -> tuple[Tensor, Tensor]:

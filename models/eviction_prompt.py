@@ -318,7 +318,7 @@ def _commit(cache: Evictor, keys: Keys, stays_BPn: Tensor) -> None:
     for name, x in keys.meta.items():
         cache.tensors[name].fill_(cache.specs[name].fill)
         cache.tensors[name][..., :m] = x.gather(-1, _along_last(order, x))
-    cache.tensors["free"] = (pos >= 0).sum(-1).clamp(max=cache.slots - 1)
+    cache.tensors["free"].copy_((pos >= 0).sum(-1).clamp(max=cache.slots - 1))
     cache.rows["sorted"] = [1] * cache.batch
 
 

@@ -25,8 +25,6 @@ from .rope import Rope
 
 #: Temperature of the gate: decay = sigmoid(logit) ** (1/16).
 GATE_TEMPERATURE = 16
-#: Tokens per chunk of the fused form of a single step: the fewest that a tensor core multiplies.
-STEP_CHUNK = 16
 
 
 class RetentionState(LayerState):
@@ -38,6 +36,9 @@ class RetentionState(LayerState):
         wide = torch.promote_types(dtype, torch.float32)
         super().__init__(batch, {"s": TensorSpec((num_heads, head_dim, head_dim), wide, "state")}, device)
 
+    def step_key(self):
+        return () if self.fused else None
+
     def retain(
         self, q_BTHD: Tensor, k_BTHD: Tensor, v_BTHD: Tensor, log_decay_BTH: Tensor, valid: Ragged | None
     ) -> Tensor:
@@ -48,9 +49,8 @@ class RetentionState(LayerState):
             k_BTHD = k_BTHD.masked_fill(pad[:, :, None, None], 0)
         state, step = self.tensors["s"], q_BTHD.shape[1] == 1
         if self.fused:
-            size = {"chunk": STEP_CHUNK} if step else {}
-            form = fused("gated_retention").chunked
-            out, self.tensors["s"] = form(q_BTHD, k_BTHD, v_BTHD, log_decay_BTH, state, **size)
+            form = fused("gated_retention").step if step else fused("gated_retention").chunked
+            out, self.tensors["s"] = form(q_BTHD, k_BTHD, v_BTHD, log_decay_BTH, state)
         else:
             form = gated_retention.recurrent if step else gated_retention.chunked
             out, self.tensors["s"] = form(q_BTHD, k_BTHD, v_BTHD, log_decay_BTH, state)

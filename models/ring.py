@@ -37,7 +37,8 @@ class WindowCache(LayerCache):
         k_BTGD = self.heads.rotate(k_BTGD, positions_BT)
         B, T = k_BTGD.shape[:2]
         if T == 1 and self.uniform(valid):
-            out = self._step(q_BTHD, k_BTGD, v_BTGD)
+            step = self._step_fused if self.fused else self._step
+            out = step(q_BTHD, k_BTGD, v_BTGD, positions_BT)
             self.count([1] * B)
             return out
         if self.fused and not (self.sinks and self.heads.window) and self.uniform(valid):
@@ -67,12 +68,24 @@ class WindowCache(LayerCache):
         self, q_BTHD: Tensor, k_BGSD: Tensor, v_BGSD: Tensor, mask_BTS: Tensor | None, pos_BS: Tensor
     ) -> Tensor:
         """Attention of placed queries over keys at positions `pos_BS`."""
-        if self.fused and q_BTHD.shape[1] == 1:
-            step = fused("decode_attention").attend
-            return step(q_BTHD[:, 0], k_BGSD, v_BGSD, self.heads.scale, None, mask_BTS)[0][:, None]
         return attention(q_BTHD, k_BGSD, v_BGSD, self.heads.scale, mask_BTS)
 
-    def _step(self, q_B1HD: Tensor, k_B1GD: Tensor, v_B1GD: Tensor) -> Tensor:
+    def step_key(self):
+        return () if self.fused else None
+
+    def _step_fused(self, q_B1HD: Tensor, k_B1GD: Tensor, v_B1GD: Tensor, positions_B1: Tensor) -> Tensor:
+        """`_step` from positions that only the device knows, over all slots: the same work at each."""
+        slot_1 = self._slot(positions_B1[0])
+        self.write_at(k_B1GD, v_B1GD, slot_1)
+        pos = self.tensors["pos"].index_copy_(1, slot_1, positions_B1.to(torch.int32))
+        window, mask = self.heads.window, None
+        if window and (self.sinks or self.recent > window):
+            mask = (self.distance(positions_B1, pos) < window)[:, None]
+        length_B = (positions_B1[:, 0] + 1).clamp(max=self.slots)
+        k, v, scale = self.tensors["k"], self.tensors["v"], self.heads.scale
+        return fused("decode_attention").attend(q_B1HD[:, 0], k, v, scale, length_B, mask)[0][:, None]
+
+    def _step(self, q_B1HD: Tensor, k_B1GD: Tensor, v_B1GD: Tensor, positions_B1: Tensor) -> Tensor:
         """One token for rows in step: overwrite the slot that leaves, attend to all that are filled."""
         position = self.rows["seen"][0]
         wrapped = self.sinks + (position - self.sinks) % self.recent

@@ -70,7 +70,9 @@ def prefilled(spec: str, shape: str, context: int, segment: int, steps: int) -> 
 @pytest.mark.parametrize("context", [10_001, pytest.param(1 << 16, marks=pytest.mark.full)])
 def test_a_segmented_prefill_needs_what_is_stated(spec, context):
     """Within 2 %; of what is no weight and no cache, within 10 %."""
-    settings = dataclasses.replace(PLANS["paper-yoco"].settings, device="cpu", implementation="torch")
+    settings = dataclasses.replace(
+        PLANS["paper-yoco"].settings, device="cpu", implementation="torch", graphs=False
+    )
     segment, steps = settings.prefill_chunk, 1024
     found = prefilled(spec, settings.shape, context, segment, steps)
     told = dataclasses.asdict(SHAPES[settings.shape])

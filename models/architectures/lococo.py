@@ -24,11 +24,8 @@ over trained length, 8 at 32K). It changes short contexts, too: compare with bas
 same linear `rope_scaling`. `lora`: rank of trained additions to q, k, v and o (`models/lora.py`).
 
 `trainable=official` tunes the network to the training text as well: against baselines that were not tuned
-alike, what it gains is not the cache's.
-
-`sinks`, `alpha=bounded` and another `slack` are our own (the first two: `models/compressor.py`). With a slack
-of 0 every step of decoding folds; a cache has M + slack + block slots, so a small sum of slack and block
-leaves more of the same bytes to M.
+alike, what it gains is not the cache's. `sinks`, `alpha=bounded` and another `slack` are our own; with a
+slack of 0 every step of decoding folds. A cache has M + slack + block slots.
 
 For gradients, feed one block per call and `detach_` after its backward pass: memory is overwritten in place.
 """
@@ -81,10 +78,8 @@ class Options:
     budget_bytes: int | None = None
 
     def __post_init__(self) -> None:
-        if self.budget < 2 or not 0 <= self.heavy < 1 or self.block < 0:
-            raise ValueError("lococo needs budget >= 2, 0 <= heavy < 1 and block >= 0.")
-        if self.slack < 0:
-            raise ValueError(f"lococo needs slack >= 0, not {self.slack}.")
+        if self.budget < 2 or not 0 <= self.heavy < 1 or self.block < 0 or self.slack < 0:
+            raise ValueError("lococo needs budget >= 2, 0 <= heavy < 1, block >= 0 and slack >= 0.")
         if self.kernel < 1 or self.kernel % 2 == 0:
             raise ValueError(f"lococo needs an odd kernel >= 1, not {self.kernel}.")
         if self.folded < 1:
@@ -126,12 +121,14 @@ class LococoCache(LayerCache):
         kv = TensorSpec((heads.num_kv_heads, slots, heads.head_dim), request.dtype, "payload")
         wide = torch.promote_types(request.dtype, torch.float32)
         score = TensorSpec((heads.num_kv_heads, slots), wide, "metadata")
-        super().__init__(batch, {"k": kv, "v": kv, "score": score}, request.device)
-        self.heads, self.budget, self.slack, self.slots = heads, options.budget, options.slack, slots
-        self.compressor = compressor
+        specs = {"k": kv, "v": kv, "score": score}
+        if request.implementation == "fused":  # `held`, where the device can read it
+            specs["filled"] = TensorSpec((), torch.int64, "metadata")
+        super().__init__(batch, specs, request.device)
+        self.heads, self.slots, self.compressor = heads, slots, compressor
+        self.budget, self.slack = options.budget, options.slack
         # A decode step attends to M + 1 … M + slack + 1 slots: what is predicted is the mean of that cycle.
-        reach = min(options.budget + options.slack // 2 + 1, slots)
-        self.slot_elements, self.reach = heads.slot_elements, reach
+        self.slot_elements, self.reach = heads.slot_elements, min(self.budget + self.slack // 2 + 1, slots)
         self.rows |= {"held": [0] * batch, "compressions": [0] * batch, "folded": [0] * batch}
 
     def evicted(self) -> list[int]:
@@ -145,8 +142,7 @@ class LococoCache(LayerCache):
         }
 
     def entropy(self) -> list[tuple[float, float]]:
-        """Per row: mean entropy in nats of the learned mixtures that a fold would make now, and the most that
-        it could be, log(slots mixed). NaN before a row's first fold."""
+        """Per row: mean entropy in nats of the mixtures of a fold now, and log(slots mixed). NaN: none yet."""
         found = [(math.nan, math.nan)] * self.batch
         for row, (n, folds) in enumerate(zip(self.rows["held"], self.rows["compressions"], strict=True)):
             if folds:
@@ -160,9 +156,8 @@ class LococoCache(LayerCache):
         k_BTGD = self.heads.rotate(k_BTGD, positions_BT)
         T, outs = k_BTGD.shape[1], []
         for start in range(0, T, self.block):
-            stop = min(start + self.block, T)
-            part = slice(start, stop)
-            here = None if valid is None else valid.columns(start, stop)
+            part = slice(start, min(start + self.block, T))
+            here = valid and valid.columns(part.start, part.stop)
             outs.append(self._block(q_BTHD[:, part], k_BTGD[:, part], v_BTGD[:, part], here))
         return torch.cat(outs, 1) if len(outs) > 1 else outs[0]
 
@@ -173,7 +168,10 @@ class LococoCache(LayerCache):
         held = self.rows["held"]
         steps = torch.arange(T, device=k_BTGD.device)
         in_step = valid is None and len(set(held)) == 1
-        if in_step:
+        if self.fused and in_step and T == 1:
+            slot_BT = self.tensors["filled"][:, None].clone()
+            self.write_at(k_BTGD, v_BTGD, slot_BT[0])
+        elif in_step:
             slot_BT = (steps + held[0]).expand(B, T)
             self.write_run(k_BTGD, v_BTGD, held[0])
         else:
@@ -181,6 +179,8 @@ class LococoCache(LayerCache):
             stays = slot_BT < self.slots if valid is None else valid.mask_BT
             self.write_slots(k_BTGD, v_BTGD, slot_BT, stays)
         self.rows["held"] = [h + n for h, n in zip(held, lengths, strict=True)]
+        if self.fused:
+            self.tensors["filled"] += T if valid is None else valid.mask_BT.sum(1)
         self.count(lengths)
 
         used = max(1, *self.rows["held"])
@@ -194,21 +194,20 @@ class LococoCache(LayerCache):
         if not noted:
             return attention(q_BTHD, k, v, self.heads.scale, mask)
         out, probs = attention_with_probs(q_BTHD, k, v, self.heads.scale, mask)
-        if valid is not None:
-            probs = probs * valid.mask_BT[:, None, :, None]
-        received_BHS = probs.detach().sum(2)
+        spoke = probs if valid is None else probs * valid.mask_BT[:, None, :, None]
+        received_BHS = spoke.detach().sum(2)
         self._note_scores(received_BHS.unflatten(1, (self.heads.num_kv_heads, -1)).mean(2), valid)
         return out
 
     def _attend_fused(self, q_BTHD: Tensor, used: int, noted: bool) -> Tensor:
         """Rows in step: this call's are the newest slots, and a query sees its own and those before it."""
-        k, v = self.tensors["k"][:, :, :used], self.tensors["v"][:, :, :used]
-        scale = self.heads.scale
-        if q_BTHD.shape[1] == 1:
-            choices = self.heads.num_kv_heads if noted else None
-            out, received = fused("decode_attention").attend(q_BTHD[:, 0], k, v, scale, None, None, choices)
+        k, v, scale = self.tensors["k"], self.tensors["v"], self.heads.scale
+        if q_BTHD.shape[1] == 1:  # over all slots: the same work, however many are filled
+            step, choices = fused("decode_attention").attend, self.heads.num_kv_heads if noted else None
+            out, received = step(q_BTHD[:, 0], k, v, scale, self.tensors["filled"], None, choices)
             out = out[:, None]
         else:
+            k, v = k[:, :, :used], v[:, :, :used]
             out, lse = fused("window_attention").attend(q_BTHD, k, v, scale)
             received = fused("column_sums").column_sums(q_BTHD, k, lse, scale) if noted else None
         if received is not None:
@@ -245,9 +244,9 @@ class LococoCache(LayerCache):
             if length and n > self.budget + self.slack:
                 due.setdefault((n, self.rows["compressions"][row] > 0), []).append(row)
         for (n, again), rows in due.items():
-            index: slice | Tensor = slice(None)
-            if len(rows) < self.batch:
-                index = torch.tensor(rows, device=self.tensors["k"].device)
+            whole, device = len(rows) == self.batch, self.tensors["k"].device
+            where = torch.arange(self.batch, device=device) if whole else torch.tensor(rows, device=device)
+            index = slice(None) if whole else where
             k, v = self.tensors["k"][index, :, :n], self.tensors["v"][index, :, :n]
             score = self.tensors["score"][index, :, :n]
             fold = self.compressor.fused if self.fused else self.compressor.memory
@@ -255,12 +254,32 @@ class LococoCache(LayerCache):
             self.tensors["k"][index, :, : self.budget] = memory_k
             self.tensors["v"][index, :, : self.budget] = memory_v
             if self.accumulates:
-                self.tensors["score"][index] = 0
+                self.tensors["score"].index_fill_(0, where, 0)
                 self.tensors["score"][index, :, : self.budget] = memory_score.detach()
-            for row in rows:
-                held[row] = self.budget
-                self.rows["compressions"][row] += 1
-                self.rows["folded"][row] += n - self.budget
+            if self.fused:
+                self.tensors["filled"].index_fill_(0, where, self.budget)
+            self._count_fold(n, rows)
+
+    def _count_fold(self, filled: int, rows: list[int]) -> None:
+        for row in rows:
+            self.rows["held"][row] = self.budget
+            self.rows["compressions"][row] += 1
+            self.rows["folded"][row] += filled - self.budget
+
+    def step_key(self):
+        """Whether a step folds, and how much, or else whether it notes scores."""
+        kinds = set(zip(self.rows["held"], map(bool, self.rows["compressions"]), strict=True))
+        if not self.fused or self.heads.window is not None or len(kinds) > 1:
+            return None
+        n, again = kinds.pop()
+        most = self.budget + self.slack
+        return (n, again) if n > most else self.accumulates or n + 1 > most
+
+    def count_step(self) -> None:
+        super().count_step()
+        if (n := self.rows["held"][0]) > self.budget + self.slack:
+            self._count_fold(n, list(range(self.batch)))
+        self.rows["held"] = [h + 1 for h in self.rows["held"]]
 
 
 class Model(Decoder):

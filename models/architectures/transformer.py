@@ -39,7 +39,9 @@ class FullCache(LayerCache):
 
     def append(self, k_BTGD: Tensor, v_BTGD: Tensor, positions_BT: Tensor, valid: Ragged | None) -> None:
         k_BTGD = self.heads.rotate(k_BTGD, positions_BT)
-        if self.uniform(valid):
+        if self.fused and k_BTGD.shape[1] == 1 and self.uniform(valid):
+            self.write_at(k_BTGD, v_BTGD, positions_BT[0])
+        elif self.uniform(valid):
             self.write_run(k_BTGD, v_BTGD, self.rows["seen"][0])
         else:
             self.write_slots(k_BTGD, v_BTGD, positions_BT, positions_BT >= 0)
@@ -80,6 +82,9 @@ class FullCache(LayerCache):
             mask = positions_BT[:, :, None] - slots < window
         step = fused("decode_attention").attend
         return step(q_BTHD[:, 0], k, v, scale, positions_BT[:, 0] + 1, mask)[0][:, None]
+
+    def step_key(self):
+        return () if self.fused else None
 
     def kept_positions(self):
         slots = torch.arange(self.tensors["k"].shape[2], device=self.tensors["k"].device)

@@ -28,6 +28,8 @@ from ..product import dot_kind, launch, product
 
 #: Tokens per chunk; the square of it is what one program multiplies at a time.
 CHUNK = 64
+#: The same for a single step: the fewest that a tensor core multiplies.
+STEP_CHUNK = 16
 #: Columns of the state that one program carries.
 TILE = 64
 
@@ -176,9 +178,12 @@ def _sizes(q: Tensor, chunk: int) -> tuple[tuple[int, int, int, int], dict]:
     return (T, H, D, triton.cdiv(T, chunk)), {"CHUNK": chunk, "PAD": pad, "DOT": dot_kind(q.dtype)}
 
 
-def _states(k: Tensor, v: Tensor, a: Tensor, state: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
+def _states(
+    k: Tensor, v: Tensor, a: Tensor, state: Tensor, chunk: int, last: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The state before every chunk; the one after all goes to `last`, which may be `state` itself."""
     (T, H, D, C), sizes = _sizes(k, chunk)
-    states, last = k.new_empty(k.shape[0], H, C, D, D, dtype=torch.float32), torch.empty_like(state)
+    states = k.new_empty(k.shape[0], H, C, D, D, dtype=torch.float32)
     tile = min(TILE, sizes["PAD"])
     launch(
         states_fwd_kernel, (k.shape[0] * H, triton.cdiv(D, tile)),
@@ -187,27 +192,32 @@ def _states(k: Tensor, v: Tensor, a: Tensor, state: Tensor, chunk: int) -> tuple
     return states, last
 
 
+def _outputs(q: Tensor, k: Tensor, v: Tensor, a: Tensor, states: Tensor, chunk: int) -> Tensor:
+    (T, H, D, C), sizes = _sizes(q, chunk)
+    out = torch.empty(q.shape, dtype=torch.float32, device=q.device)
+    tile = min(TILE, sizes["PAD"])
+    launch(
+        outputs_fwd_kernel, (C, q.shape[0] * H, triton.cdiv(D, tile)),
+        q, k, v, a, states, out, T, H, D, C, *q.stride()[:3], *a.stride(), TILE=tile, **sizes,
+    )  # fmt: skip
+    return out
+
+
 class _Chunked(torch.autograd.Function):
     @staticmethod
     def forward(ctx, q, k, v, a, state, chunk):
-        (T, H, D, C), sizes = _sizes(q, chunk)
-        states, last = _states(k, v, a, state, chunk)
-        out = torch.empty(q.shape, dtype=torch.float32, device=q.device)
-        tile = min(TILE, sizes["PAD"])
-        launch(
-            outputs_fwd_kernel, (C, q.shape[0] * H, triton.cdiv(D, tile)),
-            q, k, v, a, states, out, T, H, D, C, *q.stride()[:3], *a.stride(), TILE=tile, **sizes,
-        )  # fmt: skip
+        states, last = _states(k, v, a, state, chunk, torch.empty_like(state))
         ctx.save_for_backward(q, k, v, a, state, last)
         ctx.chunk = chunk
-        return out, last
+        return _outputs(q, k, v, a, states, chunk), last
 
     @staticmethod
     def backward(ctx, do, dlast):
         q, k, v, a, state, last = ctx.saved_tensors
         (T, H, D, C), sizes = _sizes(q, ctx.chunk)
         B, do, dlast = q.shape[0], do.contiguous(), dlast.contiguous()
-        states, _ = _states(k, v, a, state, ctx.chunk)  # made again: they are larger than all that is saved
+        # Made again: they are larger than all that is saved.
+        states, _ = _states(k, v, a, state, ctx.chunk, torch.empty_like(state))
         grads, first = torch.empty_like(states), torch.empty_like(state)
         strides = (*q.stride()[:3], *a.stride(), *do.stride()[:3])
         tile = min(TILE, sizes["PAD"])
@@ -233,9 +243,21 @@ def chunked(
 
     q, k and v in fp32 or bf16, all alike; differentiable in everything but `chunk`. Raises ValueError.
     """
+    _refuse(q, k, v, state)
+    q, k, v = (x.contiguous() for x in (q, k, v))  # equal strides for the three
+    return _Chunked.apply(q, k, v, log_decay, state.contiguous(), chunk)
+
+
+def step(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    """`chunked` of a token, or few, that changes the state in place and returns it. No gradients."""
+    _refuse(q, k, v, state)
+    q, k, v = (x.contiguous() for x in (q, k, v))
+    states, last = _states(k, v, log_decay, state, STEP_CHUNK, state)
+    return _outputs(q, k, v, log_decay, states, STEP_CHUNK), last
+
+
+def _refuse(q: Tensor, k: Tensor, v: Tensor, state: Tensor) -> None:
     if not q.dtype == k.dtype == v.dtype or q.dtype not in (torch.float32, torch.bfloat16):
         raise ValueError(f"fused retention takes fp32 or bf16, not {q.dtype}, {k.dtype} and {v.dtype}.")
     if state.dtype != torch.float32:
         raise ValueError(f"fused retention carries an fp32 state, not {state.dtype}.")
-    q, k, v = (x.contiguous() for x in (q, k, v))  # equal strides for the three
-    return _Chunked.apply(q, k, v, log_decay, state.contiguous(), chunk)
