@@ -142,7 +142,7 @@ class LococoCache(LayerCache):
         }
 
     def entropy(self) -> list[tuple[float, float]]:
-        """Per row: mean entropy in nats of the mixtures of a fold now, and log(slots mixed). NaN: none yet."""
+        """Per row: mean entropy in nats of a fold's mixtures now, and log(slots mixed). NaN: none yet."""
         found = [(math.nan, math.nan)] * self.batch
         for row, (n, folds) in enumerate(zip(self.rows["held"], self.rows["compressions"], strict=True)):
             if folds:
