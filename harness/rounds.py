@@ -62,10 +62,16 @@ class Turn:
 
 
 def announce(address: str, workers: int) -> None:
-    """Say how many workers of one side will ask for turns: no round begins before all of them have."""
+    """Say how many workers of one side will ask for turns: no round begins before all of them have.
+
+    Raises Ended.
+    """
     with socket.socket(socket.AF_UNIX) as line:
-        line.connect(address)
-        line.sendall(_COUNT.pack(workers + 1))  # 0 is a worker
+        try:
+            line.connect(address)
+            line.sendall(_COUNT.pack(workers + 1))  # 0 is a worker
+        except OSError:
+            raise Ended from None
 
 
 class Rounds:

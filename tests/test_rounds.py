@@ -114,5 +114,6 @@ def test_who_waits_when_the_rounds_end_is_told(log):
         threading.Thread(target=wait, daemon=True).start()
         time.sleep(0.2)  # the second announcement never comes
     assert ended.wait(10) and waiting.wait(60) == 13 and log.read_text() == ""
-    with pytest.raises(Ended):
-        Turn(rounds.address)
+    for late in (Turn, lambda address: announce(address, 1)):
+        with pytest.raises(Ended):
+            late(rounds.address)

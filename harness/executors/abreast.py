@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..plan import Job
-from ..rounds import announce
-from ..supervise import Event, Supervisor
+from ..rounds import Ended, announce
+from ..supervise import EnvironmentRefuses, Event, Supervisor
 
 
 class Abreast:
@@ -21,7 +21,10 @@ class Abreast:
 
     def __call__(self, jobs: Sequence[Job], supervisor: Supervisor, machine: dict[str, Any]) -> None:
         """Do all jobs. Raises EnvironmentRefuses, OSError (the run folder), KeyboardInterrupt."""
-        announce(self.address, len(jobs))
+        try:
+            announce(self.address, len(jobs))
+        except Ended:
+            raise EnvironmentRefuses("Nobody gives turns to measure any more.") from None
         told: queue.SimpleQueue[Event | BaseException | None] = queue.SimpleQueue()
         for job in jobs:
             # Nothing is shared between threads but the queue.
