@@ -143,7 +143,8 @@ class Architecture(nn.Module):
     remark: str | None = None
     #: Tokens of the blocks into which a call is cut ("blockwise"): calls of whole blocks change nothing.
     block_tokens: int = 1
-    #: Which implementation of the operations runs (`models.kernels`); a column in every row.
+    #: Which implementation of the operations runs (`models.kernels`); a column in every row. A file that
+    #: computes by its own means names them here: that is then its plain implementation.
     implementation: str = "torch"
     #: Those that there are; instances may override it from their options.
     implementations: tuple[str, ...] = ("torch",)
@@ -157,8 +158,12 @@ class Architecture(nn.Module):
     def use(self, implementation: str, device: torch.device | str | None = None) -> None:
         """Let this implementation run in caches made from now on. `device`: where the weights will be.
 
-        Raises ValueError.
+        "torch" asks for the plain one, under whichever name the file gives it. Raises ValueError.
         """
+        plain = type(self).implementation
+        if implementation in ("torch", plain):
+            self.implementation = plain
+            return
         weight = next(self.parameters())
         kernels.refuse(implementation, device or weight.device, weight.dtype)
         if implementation not in self.implementations:

@@ -299,7 +299,8 @@ def test_plan_table_asks_once_per_job_and_admits_what_nobody_knows(capsys):
         return Job(name, (tuple(Cell(f"{name}-{n}", f"arch{n}", f"suite-{name}", {}) for n in range(2)),))
 
     jobs = [job("a"), job("b")]
-    prepared = SimpleNamespace(jobs=lambda done: jobs, text=None, cells=[None] * 4)
+    plan = SimpleNamespace(device_memory_bytes=None)
+    prepared = SimpleNamespace(jobs=lambda done: jobs, text=None, cells=[None] * 4, plan=plan)
     asked = []
 
     def predict(job):
