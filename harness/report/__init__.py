@@ -13,7 +13,7 @@
     lines.py budget_lines.py heatmap.py timeline.py     the charts, each with its table
     budgets.py    which of many budgets of a policy are shown first;  measured.py  every score as numbers
     needles.py by_budget.py kept.py held.py tasks.py books.py scrolls.py lm_eval.py cost.py quality.py
-    all_numbers.py training.py compressors.py ledger.py roofline.py
+    all_numbers.py training.py compressors.py ledger.py roofline.py papers.py
                   the parts of the page, in the order of sections.py;  guide.py  what the numbers mean
     seeds.py seeded.py      the only part that is drawn across runs: figures of several seeds
     html.py style.py page.py            tables, CSS, the file

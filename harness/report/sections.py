@@ -22,6 +22,7 @@ from .ledger import ledger_section
 from .lm_eval import lm_eval_sections
 from .measured import measures
 from .needles import needle_sections
+from .papers import paper_section
 from .quality import quality_section
 from .remarks import alerts, weight_notes
 from .roofline import roofline_section
@@ -38,6 +39,7 @@ def sections(group: Group, prefix: str) -> list[Section]:
     scores = measures(group) if crowded else []
     return [
         _verdict(group, shown),
+        *paper_section(group),
         *needle_sections(shown, f"{prefix}needle", others),
         *budget_section(group, f"{prefix}budget", scores),
         *kept_section(group),
