@@ -2,8 +2,9 @@
 
     run.json                     always; names the cells in plan order
     cells/KEY.parquet            a run at work: only the keys that run.json lists, others are old code's
-    rows.parquet                 a committed run: all cells in one file
-    telemetry/*.parquet | telemetry.parquet | nothing
+    rows.parquet                 all cells in one file, judged: of a committed run, or written last by a
+                                 finished one; of a run at work it is older than its newest cell
+    telemetry.parquet | telemetry/*.parquet | nothing        the same
 
 A cell that has no rows yet is no error: the page says how many of how many are done. Rows that nobody has
 judged are judged here, and what follows from them is derived (harness.derived).
@@ -86,15 +87,30 @@ def _rows(path: Path, manifest: dict[str, Any]) -> pd.DataFrame:
     files = [file for key in keys if (file := path / "cells" / f"{key}.parquet").exists()]
     if not files and not (path / "rows.parquet").exists() and (path / "cells").is_dir():
         return SCHEMA.empty_table().to_pandas()
-    tables = [read_table(file) for file in files or [path / "rows.parquet"]]
-    rows = pa.concat_tables(tables, promote_options="default").to_pandas()
+    rows = _assembled(path / "rows.parquet", files)
+    if rows is None:
+        tables = [read_table(file) for file in files]
+        rows = pa.concat_tables(tables, promote_options="default").to_pandas()
     order = {key: number for number, key in enumerate(keys)}
     rows = rows[rows["cell"].isin(order.keys())]
     return rows.sort_values("cell", key=lambda cells: cells.map(order), kind="stable", ignore_index=True)
 
 
+def _assembled(whole: Path, files: list[Path]) -> pd.DataFrame | None:
+    """All rows in one file, judged: what the runner writes last. None if cells were finished after it."""
+    if files and not _is_newest(whole, files):
+        return None
+    rows = read_table(whole).to_pandas()
+    return rows if not files or set(rows["cell"]) == {file.stem for file in files} else None
+
+
+def _is_newest(whole: Path, files: list[Path]) -> bool:
+    return whole.exists() and whole.stat().st_mtime_ns > max(file.stat().st_mtime_ns for file in files)
+
+
 def _telemetry(path: Path) -> pd.DataFrame:
-    files = sorted((path / "telemetry").glob("*.parquet")) or [path / "telemetry.parquet"]
+    files, whole = sorted((path / "telemetry").glob("*.parquet")), path / "telemetry.parquet"
+    files = [whole] if not files or _is_newest(whole, files) else files
     frames = [read_table(file).to_pandas() for file in files if file.exists()]
     frames = [frame for frame in frames if len(frame)] or [pd.DataFrame(columns=TELEMETRY_COLUMNS)]
     return pd.concat(frames, ignore_index=True).reindex(columns=TELEMETRY_COLUMNS)
