@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-fast test-full mutate lint format clean
+.PHONY: demo test test-fast test-full test-slow mutate lint format clean
 
 demo: $(STAMP)
 	$(BIN)/kvmark run demo --offer-text
@@ -12,10 +12,14 @@ demo: $(STAMP)
 test: test-fast test-full
 
 test-fast: $(STAMP)
-	$(BIN)/python -m pytest -n 2 -m "not full and not gpu and not peers"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not full and not slow and not gpu and not peers"
 
 test-full: $(STAMP)
-	$(BIN)/python -m pytest -n 2 -rs -m "full and not gpu and not peers"
+	$(BIN)/python -m pytest -n 3 --dist worksteal -rs -m "full and not gpu and not peers"
+
+# Not part of `make test`: what takes a minute each and shows little that the full tier does not.
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest -n 2 -rs -m "slow and not gpu and not peers"
 
 # Not part of `make test`: breaks each law of the models once and wants a test to notice (9 minutes).
 mutate: $(STAMP)

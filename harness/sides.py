@@ -194,14 +194,14 @@ def take_turns(
 
 def _in_rounds(base: Side, head: Side, cells: dict[str, list[SideCell]], hear: Hear) -> None:
     """Both sides at once. Raises SideEnded, whichever side it is."""
-    told: queue.SimpleQueue[tuple[Side, dict[str, Any] | SideEnded | None]] = queue.SimpleQueue()
+    told: queue.SimpleQueue[tuple[Side, dict[str, Any] | Exception | None]] = queue.SimpleQueue()
 
     def listen(side: Side) -> None:
         try:
             for event in side.events():
                 told.put((side, event))
             told.put((side, None))
-        except SideEnded as end:
+        except Exception as end:  # its pipe may have been closed under it: then nobody hears this
             told.put((side, end))
 
     with Rounds(sides=2) as rounds:
@@ -213,7 +213,7 @@ def _in_rounds(base: Side, head: Side, cells: dict[str, list[SideCell]], hear: H
             match told.get():
                 case _, None:
                     left -= 1
-                case _, SideEnded() as end:
+                case _, Exception() as end:
                     raise end
                 case side, event:
                     hear(side, event)

@@ -18,7 +18,13 @@ if not torch.cuda.is_available():  # kernels run in Python then, in the processe
 os.environ["KVMARK_CACHE"] = os.path.join(tempfile.gettempdir(), "kvmark-tests-have-no-cache")
 #: What this machine can do takes seconds to measure; test_ceilings asks for it by itself.
 os.environ["KVMARK_CEILINGS"] = "0"
+#: Files whose single tests take minutes: begun first, no process waits for another at the end of a tier.
+LONG = ("test_kills", "test_overhead", "test_ray", "test_lm_eval_resume", "test_frontier", "test_faults")
 pytest.register_assert_rewrite("command_help", "model_help", "fuzz_help")
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.stem not in LONG)
 
 
 @pytest.fixture

@@ -26,7 +26,9 @@ DRAWN = {
 
 
 def of_all(names):
-    return [name if name == "demo-cpu" else pytest.param(name, marks=pytest.mark.full) for name in names]
+    """One in the fast tier; those of many architectures take a minute each."""
+    tiers = {"demo-cpu": (), "quality-cpu": pytest.mark.slow, "suites-cpu": pytest.mark.slow}
+    return [pytest.param(name, marks=tiers.get(name, pytest.mark.full)) for name in names]
 
 
 def test_readme_is_short():

@@ -45,7 +45,7 @@ def specs(package) -> st.SearchStrategy[str]:
     return st.sampled_from(package.names()).flatmap(of) | TEXT
 
 
-@tiers(60, 1200)
+@tiers(60, 600)
 @pytest.mark.parametrize("package", [models, suites], ids=["models", "suites"])
 def test_specs(package, examples):
     """A spec is refused in one sentence or has a canonical form, which is a fixed point."""
@@ -61,7 +61,7 @@ def test_specs(package, examples):
     fuzz(specs(package), body, examples)
 
 
-@tiers(20, 300)
+@tiers(20, 150)
 def test_budgets_in_bytes(examples):
     """`budget_bytes` of any size gives a network whose cache fits, or one sentence."""
     shape = shape_from(PLAIN_SHAPE | {"name": "x"})

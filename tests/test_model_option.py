@@ -216,8 +216,13 @@ SUITES += ("-s", "pg19:books=1,bytes_per_book=2000")
 POLICIES = ("-a", "transformer", "-a", "tova:budget=64")
 
 
-@pytest.mark.full
-@pytest.mark.parametrize("source", ["hub", pytest.param("stories", marks=NEEDS_STORIES)])
+@pytest.mark.parametrize(
+    "source",
+    [
+        pytest.param("hub", marks=pytest.mark.full),
+        pytest.param("stories", marks=[pytest.mark.slow, NEEDS_STORIES]),
+    ],
+)
 def test_one_command_measures_all_suites_and_the_second_one_nothing(hub, desk, source):
     """The cache of the hub is known to this process alone: workers only know where the files lie."""
     path, model = (STORIES, str(STORIES)) if source == "stories" else (cached(hub), "org/tiny")

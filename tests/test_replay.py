@@ -27,8 +27,8 @@ def inference():
         yield
 
 
-def fused(network, spec: str, device: str = "cpu"):
-    model = network(spec, dtype=torch.float32, num_layers=2).to(device)
+def fused(network, spec: str, device: str = "cpu", num_layers: int = 2):
+    model = network(spec, dtype=torch.float32, num_layers=num_layers).to(device)
     model.use("fused", "cuda" if device == "meta" else None)
     return model
 
@@ -47,7 +47,7 @@ def test_replayed_steps_are_steps(network, monkeypatch, spec):
     model, tokens = fused(network, spec), networks.tokens(2, 40)
     plain, cache = prompted(model, tokens, 40), prompted(model, tokens, 40)
     replayed = Replayed(model, cache, recorder(monkeypatch))
-    for t in range(20, 32):
+    for t in range(20, 32 if KINDS[spec] > 1 else 25):
         expected = model.decode(tokens[:, t], plain)
         assert (replayed(tokens[:, t]) - expected).abs().max() < 1e-5, t
     assert sum(graph is not None for graph in replayed.graphs.values()) == KINDS[spec]
@@ -65,7 +65,7 @@ def test_replayed_steps_are_steps(network, monkeypatch, spec):
 @pytest.mark.parametrize("spec", sorted(set(SPECS) - {"transformer", "random:budget=8", "yoco:window=5"}))
 def test_a_thousand_steps_do_the_same_work(network, monkeypatch, spec):
     """Same operations and launches, same sizes and constants, step after step: nothing is compiled anew."""
-    model = fused(network, spec, "meta")
+    model = fused(network, spec, "meta", num_layers=2 if spec.startswith("yoco") else 1)
     tokens = torch.zeros(2, 1, dtype=torch.long, device="meta")
     cache = model.new_cache(2, 1100, device="meta")
     while cache.step_key() is None or max(cache.seen) < 20:
