@@ -50,6 +50,7 @@ class RetentionState(LayerState):
         state, step = self.tensors["s"], q_BTHD.shape[1] == 1
         if self.fused:
             form = fused("gated_retention").step if step else fused("gated_retention").chunked
+            q_BTHD, k_BTHD = q_BTHD.to(v_BTHD.dtype), k_BTHD.to(v_BTHD.dtype)  # autocast widens norms
             out, self.tensors["s"] = form(q_BTHD, k_BTHD, v_BTHD, log_decay_BTH, state)
         else:
             form = gated_retention.recurrent if step else gated_retention.chunked
@@ -60,6 +61,9 @@ class RetentionState(LayerState):
 
 class RetentionMixer(nn.Module):
     """Multi-head gated retention; full width, no grouped heads (paper section 3.2)."""
+
+    #: Who computes in `parallel`; states of a cache know it themselves.
+    implementation = "torch"
 
     def __init__(self, shape: Shape, rope: Rope, gain: bool = True) -> None:
         super().__init__()
@@ -101,7 +105,8 @@ class RetentionMixer(nn.Module):
         return self.out(F.silu(self.gate(x_BTE)) * out)
 
     def parallel(self, x_BTE: Tensor, positions_BT: Tensor) -> Tensor:
-        """A whole sequence from an empty state."""
+        """A whole sequence from an empty state; differentiable, whoever computes."""
         B = x_BTE.shape[0]
         empty = RetentionState(B, self.num_heads, self.head_dim, x_BTE.dtype, x_BTE.device)
+        empty.implementation = self.implementation
         return self(x_BTE, empty, None, positions_BT, None)

@@ -49,6 +49,8 @@ def test_the_order_is_that_of_their_worth(script):
         "train-yoco-swa", "train-yoco-retention",
     ]  # fmt: skip
     assert all(one.limit_s <= 540 for one in script.stages().values())
+    compiled = [word for word in script.stages()["tests"].commands[0] if word.endswith(".py")]
+    assert {os.path.basename(path) for path in compiled} == {"test_kernels.py", "test_implementations.py"}
 
 
 def test_a_stage_that_is_cut_off_goes_on_elsewhere(script, tmp_path, capsys):

@@ -140,3 +140,21 @@ def test_the_command_refuses_them_in_one_sentence(monkeypatch):
     ):
         done = ask(*asked, name)
         assert done.code == 2 and says in done.err and "Traceback" not in done.err
+
+
+def test_a_network_trains_through_the_fused_retention(network, device, monkeypatch):
+    """Gradients of all parameters, through the kernel's own backward."""
+    module, seen, grads = importlib.import_module("models.kernels.gated_retention.fused"), set(), []
+    monkeypatch.setattr(module._Chunked, "backward", counting("backward", module._Chunked.backward, seen))
+    for implementation in ("torch", "fused"):
+        model = network("yoco:mixer=retention", dtype=torch.float32, num_layers=2).to(device)
+        model.use(implementation)
+        model.requires_grad_(True)
+        tokens = networks.tokens(1, 21).to(device)
+        model(tokens).logsumexp(-1).sum().backward()
+        grads.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+        assert seen == ({"backward"} if implementation == "fused" else set())
+    plain, fused = grads
+    assert plain.keys() == fused.keys() and any("decay" in name for name in plain)
+    for name, grad in plain.items():
+        assert (fused[name] - grad).abs().max() <= 2e-4 * grad.abs().max(), name

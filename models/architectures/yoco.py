@@ -112,6 +112,12 @@ class Model(Decoder):
         if options.embed_scale:
             nn.init.normal_(self.embed.weight, std=shape.dim**-0.5)
 
+    def use(self, implementation, device=None):
+        super().use(implementation, device)
+        for mixer in self.modules():
+            if isinstance(mixer, RetentionMixer):
+                mixer.implementation = self.implementation
+
     @classmethod
     def weight_names(cls, options):
         """`yoco-MIXER`, with every option appended that makes it another network than the shipped one."""

@@ -5,7 +5,7 @@
     python tests/gpu/stages.py --out FOLDER --from EARLIER       goes on after what earlier calls handed out
     python tests/gpu/stages.py --list
 
-    tests            pytest -m gpu: every kernel compiled
+    tests            pytest -m gpu, of the files that have such tests: every kernel compiled
     ceilings         what this machine can do, and its card
     paper-yoco       3B shapes, 32K to 1M tokens
     kernels          each kernel against its floor and its rivals (kernel_table.py)
@@ -66,21 +66,13 @@ class Stage:
 
 
 def stages() -> dict[str, Stage]:
-    here = str(Path(__file__).parent)
-    test = (
-        "pytest",
-        "-q",
-        "-m",
-        "gpu",
-        "-p",
-        "no:cacheprovider",
-        "--junitxml={work}/tests.xml",
-        str(ROOT / "tests"),
-    )
+    here, tests = Path(__file__).parent, sorted(ROOT.glob("tests/test_*.py"))
+    compiled = [str(path) for path in tests if "mark.gpu" in path.read_text(encoding="utf-8")]
+    options = ("-q", "-m", "gpu", "-p", "no:cacheprovider", "-W", "default", "--junitxml={work}/tests.xml")
     ceilings = (sys.executable, "-c", CEILINGS, "{work}", "cuda", "bf16")
-    table = (sys.executable, f"{here}/kernel_table.py", "--out", "{work}")
+    table = (sys.executable, str(here / "kernel_table.py"), "--out", "{work}")
     found = [
-        Stage("tests", ((sys.executable, "-m", *test),)),
+        Stage("tests", ((sys.executable, "-m", "pytest", *options, *compiled),)),
         Stage("ceilings", (ceilings,), limit_s=180),
         _plan("paper-yoco"),
         Stage("kernels", (table,)),
