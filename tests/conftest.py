@@ -18,13 +18,19 @@ if not torch.cuda.is_available():  # kernels run in Python then, in the processe
 os.environ["KVMARK_CACHE"] = os.path.join(tempfile.gettempdir(), "kvmark-tests-have-no-cache")
 #: What this machine can do takes seconds to measure; test_ceilings asks for it by itself.
 os.environ["KVMARK_CEILINGS"] = "0"
-#: Files whose single tests take minutes: begun first, no process waits for another at the end of a tier.
-LONG = ("test_kills", "test_overhead", "test_ray", "test_lm_eval_resume", "test_frontier", "test_faults")
+#: Files that take longest: begun first, no process waits long for another at the end of a tier. One process
+#: has a whole file (`--dist loadfile`), and makes what its tests share once.
+LONG = (
+    "test_failures", "test_ray", "test_replay", "test_laws", "test_kills", "test_faults", "test_report_data",
+    "test_report", "test_train_family", "test_lm_eval_resume", "test_run", "test_overhead", "test_peaks",
+    "test_frontier", "test_gate_real", "test_docs", "test_train_command", "test_train_refusals",
+)  # fmt: skip
 pytest.register_assert_rewrite("command_help", "model_help", "fuzz_help")
 
 
 def pytest_collection_modifyitems(items):
-    items.sort(key=lambda item: item.path.stem not in LONG)
+    order = {stem: place for place, stem in enumerate(LONG)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
 
 
 @pytest.fixture

@@ -319,7 +319,7 @@ def test_single_precision(network, tokens, policy):
     assert sum(same) >= 0.9 * len(same), f"{sum(same)} of {len(same)} cases keep the same tokens in fp32"
 
 
-@pytest.mark.full
+@pytest.mark.slow
 @every_policy
 def test_every_budget_in_random_cuts(network, tokens, policy):
     """Budgets from 1 to N + 1, each with options, cuts, groups, batches and shapes drawn at random."""

@@ -109,7 +109,7 @@ def test_wrong_options(script, capsys, wrong, said):
     assert stopped.value.code == 2 and said in capsys.readouterr().err
 
 
-@pytest.mark.full
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton")
 def test_the_kernel_table_has_every_operation_and_contestant(tmp_path, monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "1")

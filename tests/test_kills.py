@@ -80,8 +80,10 @@ def killed_once(
 
 
 def lasting(table: pd.DataFrame) -> pd.DataFrame:
-    """Rows by what identifies them, without the time that loading took, which each process has anew."""
-    table = table[table.metric != "load_s"].drop(columns=["run", "validity", "validity_reasons"])
+    """Rows by what identifies them, without what each process has anew: how long it loaded, and how much
+    of its memory was resident, which two runs share now and then."""
+    own = table.metric.str.match("load_s|baseline_|peak_|rss_")
+    table = table[~own].drop(columns=["run", "validity", "validity_reasons"])
     table = table.astype(dict.fromkeys(NAMES, "string")).fillna(dict.fromkeys(NAMES, "-"))
     return table.assign(batch_of_cell=table.groupby(NAMES).cumcount()).set_index([*NAMES, "batch_of_cell"])
 

@@ -13,7 +13,7 @@ from tokenizer_help import PROSE
 BENCHMARK = Path(__file__).parent / "peers" / "bench_stream.py"
 
 
-@pytest.mark.full
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="resident memory is read from /proc")
 @pytest.mark.parametrize("spec", ["h2o:budget=128"])  # which keeps most: scores, as no other does
 def test_memory_stays_flat_while_a_stream_is_scored(tmp_path, spec):

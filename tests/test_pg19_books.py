@@ -19,13 +19,12 @@ from suites.documents import Document
 from suites.text import Text, resolve
 
 pytestmark = [
-    pytest.mark.full,
     pytest.mark.skipif("KVMARK_DATA" not in os.environ, reason="KVMARK_DATA is unset: no PG-19 books"),
 ]
 
 WINDOW = 2048
-#: One policy for each way to hold a budget -> bytes of the book: the cheapest has it whole, as has all of
-#: them `peers/bench_stream.py`, with their memory.
+#: One policy for each way to hold a budget -> bytes of the book, None: whole. `peers/bench_stream.py` has
+#: them all, and their memory.
 BOUNDED = {"window:budget=128": None, "tova:budget=128": 50_000, "lococo:budget=128": 50_000}
 
 
@@ -56,6 +55,7 @@ def assert_equal(found: list[tuple[float, float]]) -> None:
     assert max(mean for mean, _ in found) <= 1e-5 and max(largest for _, largest in found) <= 1e-3, found
 
 
+@pytest.mark.full
 def test_genuine_books_are_what_their_index_says():
     text = resolve(None)
     assert text.kind == "pg19" and "unverified" not in text.label
@@ -65,6 +65,7 @@ def test_genuine_books_are_what_their_index_says():
         assert TOKENIZER.decode(case.forced) == document.text and "\r\n" not in document.text
 
 
+@pytest.mark.slow
 def test_windows_of_a_book_equal_the_parallel_forward():
     """2,048 tokens from a fresh cache each: every fourth of the book, and its last one, which is ragged."""
     model = load_model("transformer", Settings())
@@ -80,6 +81,7 @@ def test_windows_of_a_book_equal_the_parallel_forward():
     assert_equal(found)
 
 
+@pytest.mark.full
 def test_a_carried_cache_equals_one_long_forward():
     model = load_model("transformer", Settings())
     (case,) = all_cases(f"pg19:bytes_per_book={8 * WINDOW}", long_book())
@@ -88,7 +90,13 @@ def test_a_carried_cache_equals_one_long_forward():
     assert_equal(differences(answer.logprobs, in_parallel(model, case)))
 
 
-@pytest.mark.parametrize("spec", BOUNDED)
+@pytest.mark.parametrize(
+    "spec",
+    [
+        pytest.param(spec, marks=pytest.mark.full if size else pytest.mark.slow)
+        for spec, size in BOUNDED.items()
+    ],
+)
 def test_a_whole_book_streams_through_a_bounded_cache(spec):
     model = load_model(spec, Settings())
     where = long_book(BOUNDED[spec])

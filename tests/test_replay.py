@@ -61,9 +61,11 @@ def test_replayed_steps_are_steps(network, monkeypatch, spec):
         assert (found[moved] - expected[moved]).abs().max() < 1e-5
 
 
-@pytest.mark.full
+@pytest.mark.parametrize(
+    "steps", [pytest.param(100, marks=pytest.mark.full), pytest.param(1000, marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("spec", sorted(set(SPECS) - {"transformer", "random:budget=8", "yoco:window=5"}))
-def test_a_thousand_steps_do_the_same_work(network, monkeypatch, spec):
+def test_a_thousand_steps_do_the_same_work(network, monkeypatch, spec, steps):
     """Same operations and launches, same sizes and constants, step after step: nothing is compiled anew."""
     model = fused(network, spec, "meta", num_layers=2 if spec.startswith("yoco") else 1)
     tokens = torch.zeros(2, 1, dtype=torch.long, device="meta")
@@ -76,7 +78,7 @@ def test_a_thousand_steps_do_the_same_work(network, monkeypatch, spec):
     step = replayed._step
     with Listed(monkeypatch) as listed:
         monkeypatch.setattr(replayed, "_step", lambda: (listed.done.clear(), step())[1])
-        for _ in range(1000):
+        for _ in range(steps):
             replayed.graphs.clear()  # nothing is ever captured: every step runs
             listed.done, key = [], cache.step_key()
             replayed(tokens[:, 0])
