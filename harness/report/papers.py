@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 from ..metrics import format_bytes, significant
 from ..throughput import PLUS_1024, best
@@ -32,7 +33,6 @@ CONTEXTS = (32_768, 65_536, 131_072, 262_144, 524_288, 1_048_576)
 YOCO_MEMORY = (1.95, 2.32, 3.01, 4.16, 6.39, 9.38)
 YOCO_PREFILL = (2.87, 5.05, 8.36, 15.55, 30.3, 71.8)
 YOCO_RATE = (2.72, 2.57, 2.77, 4.37, 9.56)
-YOCO_BYTES_1M = 12.4 * 2**30
 #: Budget -> decode rate over the full cache's, largest batch.
 TOVA = {256: (8.5, 139), 512: (4.8, 70), 4096: (1.0, 8)}
 UNMEASURED = "not measured"
@@ -53,7 +53,7 @@ class Line:
     """One figure: what the paper states, what this run measured, what the floors would give."""
 
     name: str
-    context: int | None
+    context: int
     paper: str
     measured: float | None
     floors: float | None
@@ -62,13 +62,7 @@ class Line:
     def cells(self) -> list[str]:
         shown = UNMEASURED if self.measured is None else self.show(self.measured)
         floors = "unknown" if self.floors is None else self.show(self.floors)
-        return [
-            self.name,
-            "" if self.context is None else context_name(self.context),
-            self.paper,
-            shown,
-            floors,
-        ]
+        return [self.name, context_name(self.context), self.paper, shown, floors]
 
 
 def paper_section(group: Group) -> list[Section]:
@@ -116,25 +110,20 @@ def _held(group: Group, spec: str, context: int) -> float | None:
 def _yoco(group: Group) -> Iterator[Line]:
     full, yoco = "transformer", "yoco:mixer=retention"
 
-    def of(find: Callable[..., float | None], *names: str) -> list[float | None]:
-        return [_ratio(find(*names, full, c), find(*names, yoco, c)) for c in CONTEXTS]
+    def of(find: Callable[[str, int], float | None]) -> list[float | None]:
+        return [_ratio(find(full, c), find(yoco, c)) for c in CONTEXTS]
 
-    def peak(spec: str, context: int) -> float | None:
-        return _peak(group, spec, context)
-
-    def held(spec: str, context: int) -> float | None:
-        return _held(group, spec, context)
-
-    def cost(metric: str, spec: str, context: int) -> float | None:
-        return _cost(group, metric, spec, context)
-
+    peak, held = partial(_peak, group), partial(_held, group)
+    prefill, floor, rate = (
+        partial(_cost, group, name) for name in ("prefill_s", "prefill_floor_s", PLUS_1024)
+    )
     parts = (
         ("memory, Transformer / YOCO", YOCO_MEMORY, of(peak), of(held)),
-        ("prefill, Transformer / YOCO", YOCO_PREFILL, of(cost, "prefill_s"), of(cost, "prefill_floor_s")),
+        ("prefill, Transformer / YOCO", YOCO_PREFILL, of(prefill), of(floor)),
         (
             "prefill + 1,024 generated, YOCO / Transformer",
             YOCO_RATE,
-            [_ratio(1.0, one) for one in of(cost, PLUS_1024)],
+            [_ratio(1.0, one) for one in of(rate)],
             [None] * len(CONTEXTS),
         ),
     )
