@@ -13,6 +13,7 @@ with a plain number, and the report shows it in a table of its own.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ class Metric:
 def _known(text: Callable[[float], str]) -> Callable[[float | None], str]:
     """A formatter that prints `NOTHING` for None, NaN and infinities."""
 
+    @functools.wraps(text)  # under its own name another process finds it (harness.report.pool)
     def format(value: float | None) -> str:
         return NOTHING if value is None or not math.isfinite(value) else text(float(value))
 
@@ -49,40 +51,71 @@ def significant(value: float, digits: int = 3) -> str:
     return f"{value:.{digits - 1}e}" if decimals > 7 else f"{value:,.{max(decimals, 0)}f}"
 
 
-def _scaled(steps: list[tuple[float, str]]) -> Callable[[float], str]:
-    """Print in the largest unit of `steps` (descending) that rounds to at least 1, else in the smallest."""
-
-    def format(value: float) -> str:
-        size, unit = next((step for step in steps if abs(value) >= 0.9995 * step[0]), steps[-1])
-        return f"{significant(value / size)} {unit}"
-
-    return format
+def _scaled(value: float, steps: list[tuple[float, str]]) -> str:
+    """In the largest unit of `steps` (descending) that rounds to at least 1, else in the smallest."""
+    size, unit = next((step for step in steps if abs(value) >= 0.9995 * step[0]), steps[-1])
+    return f"{significant(value / size)} {unit}"
 
 
-format_bytes = _known(
-    lambda value: (
-        f"{value:,.0f} B"
-        if abs(value) < 1024
-        else _scaled([(1024.0**n, f"{prefix}iB") for n, prefix in ((4, "T"), (3, "G"), (2, "M"), (1, "K"))])(
-            value
-        )
+@_known
+def format_bytes(value: float) -> str:
+    if abs(value) < 1024:
+        return f"{value:,.0f} B"
+    return _scaled(
+        value, [(1024.0**n, f"{prefix}iB") for n, prefix in ((4, "T"), (3, "G"), (2, "M"), (1, "K"))]
     )
-)
-format_seconds = _known(
-    lambda value: "0 s" if value == 0 else _scaled([(1.0, "s"), (1e-3, "ms"), (1e-6, "µs")])(value)
-)
-format_share = _known(lambda value: f"{100 * value:.1f} %")
-format_times = _known(lambda value: f"×{significant(value)}")
-format_count = _known(lambda value: f"{value:,.0f}" if value == round(value) else significant(value))
-format_number = _known(significant)
-format_flops = _known(
-    _scaled([(1e15, "PFLOP"), (1e12, "TFLOP"), (1e9, "GFLOP"), (1e6, "MFLOP"), (1.0, "FLOP")])
-)
-format_joules = _known(_scaled([(1.0, "J/token"), (1e-3, "mJ/token"), (1e-6, "µJ/token")]))
-format_rate = _known(lambda value: f"{significant(value)} tok/s")
-format_bits = _known(lambda value: f"{value:.3f}")
-#: Shares that their field prints times 100, without a sign.
-format_score = _known(lambda value: f"{100 * value:.1f}")
+
+
+@_known
+def format_seconds(value: float) -> str:
+    return "0 s" if value == 0 else _scaled(value, [(1.0, "s"), (1e-3, "ms"), (1e-6, "µs")])
+
+
+@_known
+def format_share(value: float) -> str:
+    return f"{100 * value:.1f} %"
+
+
+@_known
+def format_times(value: float) -> str:
+    return f"×{significant(value)}"
+
+
+@_known
+def format_count(value: float) -> str:
+    return f"{value:,.0f}" if value == round(value) else significant(value)
+
+
+@_known
+def format_number(value: float) -> str:
+    return significant(value)
+
+
+@_known
+def format_flops(value: float) -> str:
+    return _scaled(value, [(1e15, "PFLOP"), (1e12, "TFLOP"), (1e9, "GFLOP"), (1e6, "MFLOP"), (1.0, "FLOP")])
+
+
+@_known
+def format_joules(value: float) -> str:
+    return _scaled(value, [(1.0, "J/token"), (1e-3, "mJ/token"), (1e-6, "µJ/token")])
+
+
+@_known
+def format_rate(value: float) -> str:
+    return f"{significant(value)} tok/s"
+
+
+@_known
+def format_bits(value: float) -> str:
+    return f"{value:.3f}"
+
+
+@_known
+def format_score(value: float) -> str:
+    """Shares that their field prints times 100, without a sign."""
+    return f"{100 * value:.1f}"
+
 
 METRICS: dict[str, Metric] = {
     # latency

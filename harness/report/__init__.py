@@ -6,10 +6,10 @@
     scored.py     which metrics are scores of tasks
     forensics.py  what was still held when the answer was produced
     statistics.py medians, sums over sums, Wilson, bootstrap and t intervals: what the page calls a difference
-    verdict.py    one line per architecture;  summary.py  the same and the tasks, for terminal and README
+    verdict.py    one line per architecture;  summaries.py  the same and the tasks, for terminal and README
     doubt.py      which numbers are suspect or invalid;  rings.py  how their points are drawn
-    canvas.py     how a figure looks and becomes an SVG that follows the page's colours
-    figure.py plot.py axis.py words.py    panels, axes and legend on Matplotlib;  pool.py  several at once
+    canvas.py palette.py    how a figure looks;  figure.py plot.py axis.py  what it says: panels, axes, legend
+    render.py pool.py drawer.py     drawn in other processes;  draw.py axes.py words.py  there, by Matplotlib
     lines.py budget_lines.py heatmap.py timeline.py     the charts, each with its table
     budgets.py    which of many budgets of a policy are shown first;  measured.py  every score as numbers
     needles.py by_budget.py kept.py held.py tasks.py books.py scrolls.py lm_eval.py cost.py quality.py
@@ -25,11 +25,18 @@ from the same files it is the same file, byte for byte.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from .load import Run, load_run
-from .summary import Summary, summary
+from .pool import together
 
-__all__ = ["Run", "Summary", "build", "build_curves", "load_run", "summary"]
+if TYPE_CHECKING:
+    from .load import Run
+    from .summaries import Summary
+
+__all__ = ["build", "build_curves", "load_run", "summary"]
+
+# What reads and what draws is not imported before it is wanted: the processes that draw need little of it,
+# and are on their way while it is imported here.
 
 
 def build(runs: list[Path], out: Path) -> Path:
@@ -38,14 +45,29 @@ def build(runs: list[Path], out: Path) -> Path:
     Raises `harness.store.StoreError` for a run that cannot be read and OSError for an `out` that
     cannot be written.
     """
-    # What draws is not imported before a page is really wanted.
-    from .page import write
+    with together():
+        from .page import write
 
-    return write(runs, out)
+        return write(runs, out)
 
 
 def build_curves(folders: list[Path], out: Path) -> Path:
     """Draw the trainings of folders of weights (their `*.curve.parquet`); errors as of `build`."""
-    from .page import write_curves
+    with together():
+        from .page import write_curves
 
-    return write_curves(folders, out)
+        return write_curves(folders, out)
+
+
+def load_run(path: Path) -> Run:
+    """Read a run folder. Raises StoreError, one sentence, for what is missing, truncated or foreign."""
+    from .load import load_run as read
+
+    return read(path)
+
+
+def summary(run: Run) -> list[Summary]:
+    """What the terminal says of a run."""
+    from .summaries import summary as told
+
+    return told(run)

@@ -15,14 +15,15 @@ import pandas as pd
 from ..metrics import METRICS, NOTHING, Metric, format_bytes
 from .books import interval_text
 from .budgets import budget_of, in_bytes, policies, policy_names, whole
-from .canvas import PAPER, Chart, Style, figure, legend, render, styles
+from .canvas import Chart, Style, figure, legend, styles
 from .doubt import Doubt, notes_of, signed
 from .groups import Group
 from .html import Entry, Table, table_of
 from .lines import log_axis, score_axis, token_axis
 from .once import once
-from .plot import Panel, Pen
+from .plot import PAPER, Panel, Pen
 from .remarks import hand_set
+from .render import render
 from .rings import explained, ringed
 
 #: Points of several policies at one budget stand side by side by this factor, all of them within `SPREAD`.

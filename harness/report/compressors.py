@@ -17,11 +17,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ..metrics import NOTHING, format_bits, format_share, significant
-from .canvas import DASHES, OTHERS, Chart, Style, millions, render, styles
+from .axis import millions, percent
+from .canvas import DASHES, Chart, Style, styles
 from .figure import Entry as Named
 from .figure import Figure
 from .html import Entry, Table, table_of
+from .palette import OTHERS
 from .plot import Panel
+from .render import render
 from .section import Section
 
 if TYPE_CHECKING:
@@ -100,7 +103,7 @@ def _chart(slug: str, curve: Curve) -> Chart:
         panel.x.set(0)
         panels.append(panel)
     panels[0].title, panels[0].title_size = in_lines(curve.name), 9.5
-    panels[1].y.format = lambda value: f"{100 * value:.0f} %"
+    panels[1].y.format = percent
     panels[1].x.name, panels[1].x.format = "tokens trained on", millions
     fig = Figure(5.0, 5.0 + 0.2 * (len(shown) // COLUMNS), panels, [1.0, 1.0])
     fig.entries, fig.columns = [Named(name, style.line()) for name, style in looks.items()], COLUMNS

@@ -11,11 +11,13 @@ import math
 import pandas as pd
 
 from ..metrics import NOTHING
-from .canvas import MUTED, ON_DARK, ON_LIGHT, RAMP, Chart, Drawing, figure, render, wrapped
+from .canvas import Chart, figure, wrapped
 from .groups import Group, needle, needle_judge, not_exercised
 from .html import Entry, table_of
-from .plot import Panel
+from .palette import ON_DARK, ON_LIGHT, RAMP
+from .plot import MUTED, Panel
 from .remarks import hand_set, trained_length
+from .render import Drawing, render
 from .statistics import wilson
 
 #: Beyond this many columns a map is drawn narrower, and over the page's whole width.

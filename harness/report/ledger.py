@@ -13,13 +13,16 @@ import pandas as pd
 from ..derived import alarms
 from ..metrics import NOTHING, format_bytes
 from ..validity.ledger import PEAKS, UNEXPLAINED, Part, ledger, total
-from .canvas import OTHERS, Chart, render, short, tick
+from .axis import Ticks
+from .canvas import Chart, short
 from .doubt import Doubt, doubts, notes_of, signed
 from .figure import Entry as Named
 from .figure import Figure
 from .groups import NO_CONTEXT, Group, context_name, cost_rows
 from .html import Entry, Table, table_of
+from .palette import OTHERS
 from .plot import INK, Panel, Pen
+from .render import render
 from .section import Section
 
 TITLES = {"prefill": "Memory of the prefill", "continuation": "Memory of the continuation"}
@@ -74,7 +77,7 @@ def _chart(slug: str, phase: str, parts: dict[str, list[Part]], cells: dict[str,
     panel.y.set(0, len(parts))
     panel.y.ticks = [len(parts) - n - 0.5 for n in range(len(parts))]
     panel.y.labels, panel.y.label_size = names, 8.5
-    panel.x.format = lambda value: tick(format_bytes(value))
+    panel.x.format = Ticks(format_bytes)
     high = max(total(own) for own in parts.values())
     panel.x.set(0, high * 1.02)
     step = 2.0 ** max(0, (int(high) // 5).bit_length())

@@ -14,13 +14,14 @@ from __future__ import annotations
 import pandas as pd
 
 from ..metrics import METRICS, NOTHING, Metric, format_bits
-from .axis import Axis
-from .canvas import Chart, Style, figure, legend, render, styles, tick
+from .axis import Axis, Ticks
+from .canvas import Chart, Style, figure, legend, styles
 from .doubt import Doubt, cost_doubts, notes_of, signed
 from .groups import Group, not_exercised, over_floor
 from .html import Entry, Table, table_of
 from .plot import Panel, Pen
 from .remarks import hand_set
+from .render import render
 from .rings import explained, ringed
 from .statistics import Spread
 
@@ -169,14 +170,14 @@ def token_axis(axis: Axis, contexts: list[float], name: str = "context, tokens")
 def log_axis(axis: Axis, entry: Metric) -> None:
     """Logarithmic, with ticks at round numbers of the unit that is printed."""
     axis.log = 2 if entry.unit == "bytes" else 10
-    axis.format = lambda value: tick(entry.format(value))
+    axis.format = Ticks(entry.format)
 
 
 def score_axis(axis: Axis, entry: Metric) -> None:
     """Linear, a share from 0 to 1 wherever the scores lie."""
     if entry.unit == "share":
         axis.set(-0.04, 1.04)
-    axis.format = lambda value: tick(entry.format(value))
+    axis.format = Ticks(entry.format)
 
 
 def _failed(group: Group, suites: set[str], measured: set) -> dict[tuple[str, float], str]:

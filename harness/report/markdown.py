@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from .load import Run
-from .summary import summary
+from .summaries import summary
 
 
 def markdown(run: Run) -> str:

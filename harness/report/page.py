@@ -15,13 +15,13 @@ from typing import Any
 from ..metrics import NOTHING, format_bytes, format_number
 from ..store import write_atomic
 from .all_numbers import failures_table
-from .canvas import RAMP, Chart
+from .canvas import Chart
 from .groups import AXIS_NAMES, Group, groups
 from .guide import DEFINITIONS, LIMITS, QUESTION
 from .html import details, escaped, paragraph, table_html, table_of
 from .language import is_pg19
 from .load import Run, load_run
-from .pool import together
+from .palette import RAMP
 from .section import Section
 from .sections import sections
 from .seeds import seed_section
@@ -44,14 +44,13 @@ def write(paths: list[Path], out: Path) -> Path:
     _make_room(out)
     parts: list[Part] = [partial(_section_html, section, "") for section in seed_section(runs)]
     charts: list[Chart] = []
-    with together():
-        for number, run in enumerate(runs):
-            prefix = f"run{number + 1}-" if len(runs) > 1 else ""
-            told, drawn = _run_part(run, prefix, titled=len(runs) > 1)
-            parts += told
-            charts += drawn
-        body = "\n".join(part() for part in parts)
-        files = {f"{chart.slug}.png": chart.png for chart in charts}
+    for number, run in enumerate(runs):
+        prefix = f"run{number + 1}-" if len(runs) > 1 else ""
+        told, drawn = _run_part(run, prefix, titled=len(runs) > 1)
+        parts += told
+        charts += drawn
+    body = "\n".join(part() for part in parts)
+    files = {f"{chart.slug}.png": chart.png for chart in charts}
     _save(out, _document(runs, body), files)
     return out / "index.html"
 
@@ -100,11 +99,10 @@ def write_curves(folders: list[Path], out: Path) -> Path:
     """The same for folders of weights: how they were trained. Raises StoreError."""
     curves = folder_curves(folders)
     _make_room(out)
-    with together():
-        sections = training_section(curves, "training")
-        body = "\n".join(_section_html(section, "") for section in sections)
-        charts = [chart for section in sections for chart in section.all_charts]
-        files = {f"{chart.slug}.png": chart.png for chart in charts}
+    sections = training_section(curves, "training")
+    body = "\n".join(_section_html(section, "") for section in sections)
+    charts = [chart for section in sections for chart in section.all_charts]
+    files = {f"{chart.slug}.png": chart.png for chart in charts}
     _save(out, _plain_document(", ".join(f.name for f in folders), body), files)
     return out / "index.html"
 

@@ -1,153 +1,117 @@
 """Figures drawn in other processes, no more of them at a time than cores, while the tables are made.
 
-    with together():                        page.py
-        drawing = later(draw)               canvas.py: draw() runs in a child
+    with together():                        report/__init__.py
+        drawing = later(draw)               render.py: draw() runs elsewhere
         drawing.result()                    what it returned, or raises what it raised
 
-Outside of `together`, and on one core, `later` draws there and then. The children are forks: they begin with
-Matplotlib imported and need no copy of what they draw. A fork in a process of several threads is a
-danger where the child takes locks that another thread held; pyarrow's idle threads are the others here, and
-a child touches Matplotlib alone, so Python's warning about it is not heeded. A child draws one figure, or
-several of those that wait, and ends then, when its parent does, or when `together` is left.
+One process (drawer.py) imports Matplotlib while this one imports pandas, and has forks of its own draw. What
+is to be drawn goes there as a pickle, that is plain data and functions of modules. Outside of `together`, and
+on one core, `later` draws there and then.
 """
 
 from __future__ import annotations
 
-import gc
-import multiprocessing
+import contextlib
 import os
 import pickle
 import signal
-import tempfile
-import traceback
-import warnings
-from collections import deque
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
-from multiprocessing.connection import wait
-from typing import IO, Any, Generic, TypeVar
+from itertools import count
+from pathlib import Path
+from threading import Lock, Thread
+from typing import TypeVar
 
-from ..machine_limits import die_with_parent, usable_cores
+from ..machine_limits import usable_cores
 
 T = TypeVar("T")
+ROOT = Path(__file__).parents[2]
 
 
-#: What came of a piece of work: (value, None) or (None, error).
-Answer = tuple[Any, Exception | None]
+class _Drawer:
+    """The process, and what it was asked for and has not answered yet."""
 
+    def __init__(self, cores: int) -> None:
+        paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+        self.process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "harness.report.drawer", str(cores), str(os.getpid())],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=os.environ | {"PYTHONPATH": paths},
+            start_new_session=True,
+        )  # fmt: skip
+        self.numbers, self.asked, self.has_ended, self.lock = count(), {}, False, Lock()
+        self.listener = Thread(target=self._listen, daemon=True)
+        self.listener.start()
 
-@dataclass(eq=False)
-class Later(Generic[T]):
-    """Work that is done, or is being done, or waits for its turn."""
-
-    work: Callable[[], T]
-    pool: _Pool | None = None
-    answer: Answer | None = None
-
-    def result(self) -> T:
-        """Waits for it. Raises what the work raised; RuntimeError if its process ended without a word."""
-        while self.answer is None:
-            self.pool.step()
-        value, error = self.answer
-        if error is not None:
-            raise error
-        return value
-
-
-class _Child:
-    """A process at work. Its answers are too long for a pipe that nobody reads: they go to a file."""
-
-    def __init__(self, tasks: list[Later]) -> None:
-        self.tasks, self.sink = tasks, tempfile.TemporaryFile()  # noqa: SIM115  (closed with the process)
-        context = multiprocessing.get_context("fork")
-        work = [task.work for task in tasks]
-        self.process = context.Process(target=_draw, args=(work, self.sink, os.getpid()))
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", ".*multi-threaded.*fork", DeprecationWarning)
-            self.process.start()
-
-    def collect(self) -> None:
-        """Of a process that has ended."""
-        self.process.join()
-        self.sink.seek(0)
-        lost = RuntimeError(f"The process of a figure ended with exit code {self.process.exitcode}.")
-        ended_well = self.process.exitcode == 0
-        answers = pickle.load(self.sink) if ended_well else [(None, lost)] * len(self.tasks)
-        for task, answer in zip(self.tasks, answers, strict=True):
-            task.answer = answer
-        self.close()
+    def ask(self, work: Callable[[], T]) -> Future[T]:
+        """What will come of it; RuntimeError is raised there if the process ends without an answer."""
+        number, future = next(self.numbers), Future()
+        with self.lock:
+            if self.has_ended:
+                future.set_exception(self._lost())
+                return future
+            self.asked[number] = future
+        with contextlib.suppress(BrokenPipeError):  # it has ended: the listener says so
+            self.process.stdin.write(pickle.dumps((number, work)))
+            self.process.stdin.flush()
+        return future
 
     def stop(self) -> None:
-        self.process.kill()
-        self.process.join()
-        self.close()
+        """With all that it is still drawing."""
+        if self.asked or next(self.numbers) == 0:  # or before it has begun
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
+        self.process.wait()
+        self.listener.join()
+        self.process.stdout.close()
 
-    def close(self) -> None:
-        self.process.close()
-        self.sink.close()
+    def _listen(self) -> None:
+        try:
+            while True:
+                number, value, error = pickle.load(self.process.stdout)
+                future = self.asked[number]
+                future.set_result(value) if error is None else future.set_exception(error)
+                del self.asked[number]
+        except (EOFError, pickle.UnpicklingError):
+            with self.lock:
+                self.has_ended = True
+            for future in self.asked.values():
+                future.set_exception(self._lost())
 
-
-@dataclass
-class _Pool:
-    cores: int
-    waiting: deque[Later] = field(default_factory=deque)
-    running: list[_Child] = field(default_factory=list)
-
-    def add(self, work: Callable[[], T]) -> Later[T]:
-        self.waiting.append(found := Later(work, self))
-        self.step(timeout_s=0)
-        return found
-
-    def step(self, timeout_s: float | None = None) -> None:
-        """Collect what has ended, waiting for one if need be; then start what there is room for."""
-        ended = wait([child.process.sentinel for child in self.running], timeout_s) if self.running else []
-        for child in [child for child in self.running if child.process.sentinel in ended]:
-            self.running.remove(child)
-            child.collect()
-        while self.waiting and len(self.running) < self.cores:
-            # Fewer processes copy less, and the last ones should end together.
-            count = -(-len(self.waiting) // (2 * self.cores))
-            self.running.append(_Child([self.waiting.popleft() for _ in range(count)]))
+    def _lost(self) -> RuntimeError:
+        return RuntimeError(f"The process of the figures ended with exit code {self.process.wait()}.")
 
 
-_current: ContextVar[_Pool | None] = ContextVar("pool", default=None)
+_current: ContextVar[_Drawer | None] = ContextVar("drawer", default=None)
 
 
 @contextmanager
 def together(cores: int | None = None) -> Iterator[None]:
     """Results must be asked for before the end of the block: what is not done then is dropped."""
     cores = len(usable_cores()) if cores is None else cores
-    pool = _Pool(cores) if cores > 1 else None
-    token = _current.set(pool)
+    drawer = _Drawer(cores) if cores > 1 else None
+    token = _current.set(drawer)
     try:
         yield
     finally:
         _current.reset(token)
-        for child in pool.running if pool else []:
-            child.stop()
+        if drawer is not None:
+            drawer.stop()
 
 
-def later(work: Callable[[], T]) -> Later[T]:
-    """In a process of its own within `together`, else at once."""
-    pool = _current.get()
-    return Later(work, answer=(work(), None)) if pool is None else pool.add(work)
-
-
-def _draw(work: list[Callable[[], Any]], sink: IO[bytes], parent_pid: int) -> None:
-    """What a child does."""
-    die_with_parent(parent_pid)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which stops us
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    gc.disable()  # a collection would touch, and so copy, all that the parent holds
-    pickle.dump([_answer(one) for one in work], sink)
-    sink.flush()
-
-
-def _answer(work: Callable[[], Any]) -> Answer:
+def later(work: Callable[[], T]) -> Future[T]:
+    """In another process within `together`, else at once."""
+    drawer = _current.get()
+    if drawer is not None:
+        return drawer.ask(work)
+    done: Future[T] = Future()
     try:
-        return work(), None
+        done.set_result(work())
     except Exception as error:
-        error.add_note(traceback.format_exc())
-        return None, error
+        done.set_exception(error)
+    return done

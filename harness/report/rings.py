@@ -5,16 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from matplotlib.path import Path
-
 from .doubt import Doubt
 from .plot import MUTED, PAPER, Panel, Pen
 
-#: A circle with the two strokes of a cross in it.
-CROSSED = Path.make_compound_path(
-    Path.unit_circle(), Path([(-0.7, -0.7), (0.7, 0.7)]), Path([(-0.7, 0.7), (0.7, -0.7)])
-)
-MARKS = {"suspect": "o", "invalid": CROSSED}
+MARKS = {"suspect": "o", "invalid": "crossed"}
 #: By how many points a ring is larger than the mark in it.
 WIDER_PT = 6.0
 

@@ -10,12 +10,13 @@ from __future__ import annotations
 from typing import Any
 
 from ..metrics import METRICS, NOTHING, format_bytes, significant
-from .canvas import Chart, figure, legend, render, styles
+from .canvas import Chart, figure, legend, styles
 from .doubt import cost_doubts, notes_of, signed
 from .groups import NO_CONTEXT, Group, context_name, costs
 from .html import Entry, Table, table_of
 from .lines import log_axis, token_axis
 from .plot import Pen
+from .render import render
 from .rings import explained, ringed
 from .section import Section
 

@@ -5,7 +5,8 @@ Colours of the figures are variables (see canvas.py), so that one SVG serves bot
 
 from __future__ import annotations
 
-from .canvas import FAMILIES, INK, OTHERS, RAMP
+from .palette import FAMILIES, OTHERS, RAMP
+from .plot import INK
 
 #: Everything that a theme decides: variable -> colour.
 LIGHT = {

@@ -14,12 +14,15 @@ import numpy as np
 import pandas as pd
 
 from ..metrics import format_bytes, format_number, format_seconds
-from .canvas import OTHERS, Chart, render, short, styles, tick
+from .axis import Ticks
+from .canvas import Chart, short, styles
 from .figure import Entry, Figure
 from .groups import as_objects, family
 from .html import Table, table_of
 from .load import Run
+from .palette import OTHERS
 from .plot import Panel, Pen
+from .render import render
 
 #: (column, what it is): the first with a reading is drawn.
 SOURCES = (
@@ -93,7 +96,7 @@ def _chart(
     highest = max(float(samples[column].max()), 1.0)
     step = 2.0 ** math.ceil(math.log2(highest / 5))
     panels[0].y.ticks = [n * step for n in range(int(1.05 * highest / step) + 1)]
-    panels[0].y.format = lambda value: tick(format_bytes(value))
+    panels[0].y.format = Ticks(format_bytes)
     for panel in panels[:-1]:
         panel.y.set(0)
     if powered:

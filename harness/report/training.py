@@ -23,11 +23,13 @@ import pyarrow.parquet as pq
 
 from ..metrics import NOTHING, format_bits, format_rate, format_share
 from ..store import StoreError, first_line
-from .canvas import DASHES, Chart, Style, figure, legend, millions, render, styles
+from .axis import millions
+from .canvas import DASHES, Chart, Style, figure, legend, styles
 from .compressors import compressor_section, layers, trained_on
 from .html import Table, table_of
 from .load import Run
 from .remarks import HAND_SET
+from .render import render
 from .section import Section
 from .seeded import but_seed
 from .seeds import FEW_SEEDS
