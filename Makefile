@@ -12,7 +12,7 @@ demo: $(STAMP)
 test: test-fast test-full
 
 test-fast: $(STAMP)
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not full and not slow and not gpu and not peers"
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not full and not slow and not gpu and not peers"
 
 test-full: $(STAMP)
 	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -rs -m "full and not gpu and not peers"
@@ -38,7 +38,8 @@ format: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+	# What is imported is compiled then: most of what is installed never is.
+	$(BIN)/python -m pip install --quiet --no-compile -c constraints.txt -e ".[dev]"
 	touch $@
 
 clean:

@@ -160,6 +160,9 @@ def run(
     no_ceilings: Annotated[
         bool, typer.Option("--no-ceilings", help="Do not measure what this machine can do: no MFU, no MBU.")
     ] = False,
+    no_report: Annotated[
+        bool, typer.Option("--no-report", help="Do not draw the page; kvmark report does it at any time.")
+    ] = False,
 ) -> None:  # fmt: skip
     """Measure a plan; the same command resumes. Ends with a summary and the report's path."""
     options = dict(locals())
@@ -181,12 +184,13 @@ def run(
         folder = out or Path("results") / "local" / prepared.name
         with Progress(prepared) as progress:
             statuses = run_plan(prepared, folder, progress.hear, retry_failed, execute, not no_ceilings)
-        page = build([folder], Path("reports") / "local" / folder.name)
+        page = None if no_report else build([folder], Path("reports") / "local" / folder.name)
         summary_table(folder)
-        typer.echo(f"Rows: {folder}\nReport: {page}")
+        typer.echo(f"Rows: {folder}" + (f"\nReport: {page}" if page else ""))
         bad = [s for s in statuses.values() if s in ("crash", "timeout")]
     if bad:
-        stop(f"{len(bad)} of {len(statuses)} cells crashed or timed out; see the report.", EXIT_FAILED_CELL)
+        seen = "the report" if page else f"kvmark report {folder}"
+        stop(f"{len(bad)} of {len(statuses)} cells crashed or timed out; see {seen}.", EXIT_FAILED_CELL)
 
 
 @app.command()

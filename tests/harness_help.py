@@ -82,7 +82,8 @@ class Bench:
     def __init__(self, folder: Path) -> None:
         self.source, self.cwd, self.here = folder / "source", folder / "cwd", folder / "here"
         for name in ("harness", "models", "suites"):
-            shutil.copytree(ROOT / name, self.source / name, ignore=shutil.ignore_patterns("__pycache__"))
+            # What is compiled comes along, without what another process is just writing.
+            shutil.copytree(ROOT / name, self.source / name, ignore=shutil.ignore_patterns("*.pyc.*"))
         self.cwd.mkdir()
         self.here.mkdir()
         self._server: subprocess.Popen[str] | None = None

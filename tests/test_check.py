@@ -333,7 +333,7 @@ def test_workers_know_files_of_the_variable(tmp_path, monkeypatch):
     monkeypatch.setenv(lookup.VARIABLE, str(path))
     bench = Bench(tmp_path)
     assert "mine" in bench.run("list").out
-    done = bench.run("run", *TINY, "--arch", "mine:budget=8", "--out", "out")
+    done = bench.run("run", *TINY, "--arch", "mine:budget=8", "--out", "out", "--no-report")
     assert done.code == 0, done.err
     assert set(rows(bench.cwd / "out").architecture) == {"mine:budget=8"}
     path.unlink()

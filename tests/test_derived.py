@@ -167,7 +167,16 @@ def test_committed_records_are_judged_and_no_cache_is_above_its_prediction():
 def test_a_real_run_is_judged_and_its_token_counts_are_those_asked_for(tmp_path):
     bench = Bench(tmp_path)
     done = bench.run(
-        "run", *TINY[:-1], "4", "--arch", "transformer", "--arch", "tova:budget=16", "--out", "r"
+        "run",
+        *TINY[:-1],
+        "4",
+        "--arch",
+        "transformer",
+        "--arch",
+        "tova:budget=16",
+        "--out",
+        "r",
+        "--no-report",
     )
     assert done.code == 0, done.err
     rows = read_table(bench.cwd / "r" / "rows.parquet").to_pandas()

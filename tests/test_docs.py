@@ -27,7 +27,7 @@ DRAWN = {
 
 def of_all(names):
     """One in the fast tier; those of many architectures take a minute each."""
-    tiers = {"demo-cpu": (), "quality-cpu": pytest.mark.slow, "suites-cpu": pytest.mark.slow}
+    tiers = {"demo-cpu": ()} | dict.fromkeys(("quality-cpu", "suites-cpu", "spread-cpu"), pytest.mark.slow)
     return [pytest.param(name, marks=tiers.get(name, pytest.mark.full)) for name in names]
 
 

@@ -44,7 +44,8 @@ def bench(tmp_path_factory):
 
 def measure(bench: Bench, out: str, *toys: str, more: tuple[str, ...] = ()) -> Done:
     chosen = [word for name in ("transformer", *toys) for word in ("--arch", name)]
-    return bench.run("run", *SIZES, *chosen, "--out", out, *more)
+    page = () if out == "broken" else ("--no-report",)
+    return bench.run("run", *SIZES, *chosen, "--out", out, *page, *more)
 
 
 def kill_the_victim(bench: Bench) -> None:
@@ -114,7 +115,7 @@ def test_a_failed_cell_is_not_tried_again_and_still_counts(bench, broken):
     """It is an outcome; whoever wants another try takes another --out or mends the code."""
     before = cells(bench.cwd / "broken")
     chosen = [word for name in ("transformer", *EXPECTED) for word in ("--arch", name)]
-    again = bench.ask("run", *SIZES, *chosen, "--out", "broken", "--timeout-s", "12")
+    again = bench.ask("run", *SIZES, *chosen, "--out", "broken", "--timeout-s", "12", "--no-report")
     assert again.code == 1 and cells(bench.cwd / "broken") == before
 
 

@@ -131,7 +131,9 @@ def test_800_mb_in_a_cell_are_in_its_row_and_in_the_series_of_its_phase(tmp_path
         "1",
         "--no-ceilings",
     )
-    life = nursery.run("run", *words, "--arch", "holds", "--arch", "transformer", "--out", "run")
+    life = nursery.run(
+        "run", *words, "--arch", "holds", "--arch", "transformer", "--out", "run", "--no-report"
+    )
     nursery.close()
     assert life.code == 0, nursery.err
     table, series = rows(bench.cwd / "run"), telemetry(bench.cwd / "run")

@@ -4,8 +4,8 @@ The laws are the conformance kit's (`models/conformance/`; `kvmark check` prints
 runs with its default options, every other value of its choices, and the option sets of FURTHER, all with a
 `budget` (if it has one) as long as the tests ("ample": nothing may be lost) and far below ("tight").
 One law on one architecture and shape is one test: `-k 'padding and tova'`. In the fast tier option sets
-other than the defaults run tight, on the shape that has most switched on; in the full tier with every
-budget there, and in the slow tier on the other shapes.
+other than the defaults run tight, on the shape that has most switched on; in the slow tier with every budget
+and on the other shapes.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def cases():
             sized = specs_for(base)[1:] or [base]
             for spec, shape in itertools.product(sized, SHAPES):
                 fast = base == name or (spec == sized[-1] and shape == "conv")
-                tier = () if fast else pytest.mark.full if shape == "conv" else pytest.mark.slow
+                tier = () if fast else pytest.mark.slow
                 for law in LAWS.values():
                     if shape in law.shapes and _asked(law, spec, sized):
                         id = f"{law.name}-{spec}-{shape}"

@@ -1,4 +1,7 @@
-"""A thousand requests, killed in the middle: a run goes on where it was, and each budget asks for itself."""
+"""Hundreds of requests, killed in the middle: a run goes on where it was, and each budget asks for itself.
+
+A thousand in the slow tier.
+"""
 
 from __future__ import annotations
 
@@ -33,13 +36,13 @@ class Model(Tova):
             time.sleep(0.05)
         return super().new_cache(batch, capacity, dtype, device, seeds, prompts)
 '''
-QUESTIONS, BATCH = 500, 20
+BATCH = 20
 
 
 @pytest.fixture
-def bench(tmp_path, monkeypatch):
-    """The sources with that architecture, 500 questions of two choices, and a checkpoint."""
-    monkeypatch.setenv("KVMARK_CACHE", str(write_rows(tmp_path / "cache", QUESTIONS)))
+def bench(tmp_path, monkeypatch, questions):
+    """The sources with that architecture, so many questions of two choices, and a checkpoint."""
+    monkeypatch.setenv("KVMARK_CACHE", str(write_rows(tmp_path / "cache", questions)))
     write_model(tmp_path / "model")
     bench = Bench(tmp_path)
     (bench.source / "models" / "architectures" / "logged.py").write_text(LOGGED)
@@ -52,7 +55,7 @@ def command(model: Path, out: str, *budgets: int) -> list[str]:
         f"architectures = {[f'logged:budget={budget}' for budget in budgets]}\n"
         f'suites = ["lm_eval:tasks=piqa,local=true"]\nmodel = "{model}"\nbatch = {BATCH}\n'
     )
-    return ["run", str(plan), "--out", out]
+    return ["run", str(plan), "--out", out, "--no-report"]
 
 
 def executed(bench: Bench) -> Counter:
@@ -75,10 +78,12 @@ def kill(process) -> None:
             os.kill(pid, signal.SIGKILL)
 
 
-@pytest.mark.full
-def test_a_killed_task_goes_on_and_budgets_share_nothing(bench, tmp_path):
+@pytest.mark.parametrize(
+    "questions", [pytest.param(200, marks=pytest.mark.full), pytest.param(500, marks=pytest.mark.slow)]
+)
+def test_a_killed_task_goes_on_and_budgets_share_nothing(bench, tmp_path, questions):
     asked = command(tmp_path / "model", "killed", 16, 24)
-    run, batches = bench.cwd / "killed", QUESTIONS // BATCH
+    run, batches = bench.cwd / "killed", questions // BATCH
     process = bench.start(*asked)
     try:
         wait_for(lambda: executed(bench)[16] >= batches // 2)
@@ -99,13 +104,13 @@ def test_a_killed_task_goes_on_and_budgets_share_nothing(bench, tmp_path):
     assert not list((run / "unfinished").iterdir())
 
     table = rows(run)
-    assert set(table.requests) == {2 * QUESTIONS} and set(table.status) == {"ok"}
+    assert set(table.requests) == {2 * questions} and set(table.status) == {"ok"}
     assert bench.run(*command(tmp_path / "model", "whole", 16)).code == 0
     whole = rows(bench.cwd / "whole")
     mine, others = (table[table.architecture == f"logged:budget={budget}"] for budget in (16, 24))
     for metric in ("acc", "acc_norm", "evicted_tokens", "seen_tokens", "truncated_requests"):
         one, other = (t[t.metric == metric][["case", "value"]].reset_index(drop=True) for t in (mine, whole))
-        assert len(one) in (1, 2 * QUESTIONS) and one.equals(other), metric
+        assert len(one) in (1, 2 * questions) and one.equals(other), metric
     evicted = [t[t.metric == "evicted_tokens"].value.sum() for t in (mine, others)]
     assert evicted[0] > evicted[1] > 0, "the budgets did different things"
 
@@ -115,7 +120,7 @@ def test_the_checkpoints_context_bounds_requests(tmp_path, monkeypatch):
     monkeypatch.setenv("KVMARK_CACHE", str(write_rows(tmp_path / "cache", 2)))
     model, bench = write_model(tmp_path / "model", context=40), Bench(tmp_path)
     model = ["--model", str(model), "--suite", "lm_eval:tasks=piqa,local=true"]
-    done = bench.run("run", "--arch", "window:budget=16", *model, "--out", "cut")
+    done = bench.run("run", "--arch", "window:budget=16", *model, "--out", "cut", "--no-report")
     assert (done.code, done.broke) == (0, None), done.err
     table = rows(bench.cwd / "cut")
     assert table[table.metric == "truncated_requests"].value.item() > 0

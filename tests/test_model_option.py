@@ -226,7 +226,18 @@ POLICIES = ("-a", "transformer", "-a", "tova:budget=64")
 def test_one_command_measures_all_suites_and_the_second_one_nothing(hub, desk, source):
     """The cache of the hub is known to this process alone: workers only know where the files lie."""
     path, model = (STORIES, str(STORIES)) if source == "stories" else (cached(hub), "org/tiny")
-    command = ("run", "--model", model, *POLICIES, *SUITES, "--text", "book.txt", "--repeats", "1")
+    command = (
+        "run",
+        "--model",
+        model,
+        *POLICIES,
+        *SUITES,
+        "--text",
+        "book.txt",
+        "--repeats",
+        "1",
+        "--no-report",
+    )
     done = ask(*command, "--out", "r")
     assert (done.code, done.broke) == (0, None), done.err
     found = rows(desk / "r")

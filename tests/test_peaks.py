@@ -21,15 +21,20 @@ SHORT, LONG, CHUNK, BUDGET = 1024, 2048, 256, 32
 GROWS = ("transformer", "yoco", "snapkv")
 FURTHER = ["tova:prompt=bulk", "h2o:prompt=stepwise", "scissorhands:prompt=bulk", "yoco:mixer=retention"]
 FURTHER += ["lococo:scores=accumulated"]
+#: Policies of a step per token take half a minute each, and hold what the others hold.
+LENGTHY = ("random:budget=32", "scissorhands:budget=32", "h2o:budget=32,prompt=stepwise")
 
 
-def specs() -> list[str]:
+def specs() -> list:
     found = []
     for spec in (*models.names(), *FURTHER):
         _, options = models.parse(spec)
         has_budget = any(field.name == "budget" for field in dataclasses.fields(options))
         found.append(canonical(spec.split(":")[0], with_budget(options, BUDGET) if has_budget else options))
-    return found
+    assert set(LENGTHY) <= set(found)
+    return [
+        pytest.param(spec, marks=pytest.mark.slow if spec in LENGTHY else pytest.mark.full) for spec in found
+    ]
 
 
 class Largest(TorchDispatchMode):
@@ -60,14 +65,12 @@ def largest(network, tokens):
     return weigh
 
 
-@pytest.mark.full
 @pytest.mark.parametrize("spec", specs())
 def test_one_call_needs_no_square(largest, spec):
     """Twice the prompt, at most twice the largest tensor."""
     assert largest(spec, LONG, LONG) <= 2.01 * largest(spec, SHORT, SHORT)
 
 
-@pytest.mark.full
 @pytest.mark.parametrize("spec", specs())
 def test_the_peak_of_a_chunked_prompt_is_bounded_by_the_chunk(largest, spec):
     short, long = (largest(spec, length, CHUNK) for length in (SHORT, LONG))

@@ -19,6 +19,13 @@ from harness.report.pool import later, together
 from harness.report.render import render
 
 ROOT = Path(__file__).parents[1]
+#: Raises what cannot be made again from its words.
+HOMEBOUND = """
+class Homebound(Exception):
+    def __init__(self, one, other):
+        super().__init__("never to be seen")
+raise Homebound(1, 2)
+"""
 
 
 def drawing(number: int):
@@ -82,6 +89,11 @@ def test_what_is_raised_there_is_raised_here(cores):
             broken.result()
         assert sound.result() == 1
     assert cores == 1 or "in __new__" in raised.value.__notes__[0]  # its place
+
+
+def test_an_error_that_cannot_travel_is_told_in_words():
+    with together(cores=2), pytest.raises(RuntimeError, match=r"Homebound: never to be seen"):
+        later(partial(exec, HOMEBOUND)).result()
 
 
 def test_a_process_that_dies_is_an_error_of_all_that_come_after_it():

@@ -201,7 +201,7 @@ while (HERE / "hang").exists():
     (HERE / "hanging").touch()
     time.sleep(0.05)
 """
-INTERRUPTED = ("run", *TINY, "--arch", "transformer", "--arch", "hangs", "--out", "cut")
+INTERRUPTED = ("run", *TINY, "--arch", "transformer", "--arch", "hangs", "--out", "cut", "--no-report")
 
 
 @pytest.fixture(scope="module")

@@ -104,7 +104,16 @@ def test_genuine_rows_of_every_task_run_end_to_end(tmp_path, monkeypatch):
     monkeypatch.setenv("KVMARK_CACHE", GENUINE)  # what a bench hands on
     spec = f"scrolls:tasks={'+'.join(here)},length=1024,examples=2,max_new=16"
     done = bench.run(
-        "run", "--arch", "transformer", "--arch", "tova:budget=128", "--suite", spec, "--out", "r"
+        "run",
+        "--arch",
+        "transformer",
+        "--arch",
+        "tova:budget=128",
+        "--suite",
+        spec,
+        "--out",
+        "r",
+        "--no-report",
     )
     assert done.code == 0, done.err
     table = rows(bench.cwd / "r")

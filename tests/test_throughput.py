@@ -165,6 +165,7 @@ def test_a_real_sweep_ends_at_the_first_batch_without_memory(tmp_path):
     done = bench.run(
         "run", "--arch", "transformer", "--shape", "tiny", "--suite", "decode:new_tokens=2",
         "--contexts", "64", "--batch", "1,1024,2048", "--repeats", "1", "--out", "r", "--no-ceilings",
+        "--no-report",
         "--memory-limit-bytes", str(held + (128 << 20)),
     )  # fmt: skip
     assert done.code == 0, done.err

@@ -62,12 +62,15 @@ def test_where_the_folder_lies_does_not_matter_to_numbers(desk, folder):
 
 
 def test_a_run_says_whose_weights_it_measured(desk, folder):
-    done = ask("run", *TRANSFORMER, *DECODE, "--repeats", "1", "--weights", "mine", "--out", "out")
+    done = ask(
+        "run", *TRANSFORMER, *DECODE, "--repeats", "1", "--weights", "mine", "--out", "out", "--no-report"
+    )
     assert done.code == 0 and "untrained" in done.out
+    assert "Rows: out" in done.out and "Report:" not in done.out and not (desk / "reports").exists()
 
 
 def test_a_record_does_not_say_where_they_lay_and_goes_on_under_any_spelling(desk, folder):
-    command = ("run", *TRANSFORMER, *DECODE, "--repeats", "1", "--out", "out", "--weights")
+    command = ("run", *TRANSFORMER, *DECODE, "--repeats", "1", "--out", "out", "--no-report", "--weights")
     assert ask(*command, str(folder.resolve())).code == 0
     assert str(desk) not in (desk / "out" / "run.json").read_text(encoding="utf-8")
     done = ask(*command, "mine")

@@ -29,8 +29,9 @@ LOST = "A process that drew figures ended without a word."
 Answer = tuple[Any, Exception | None]
 
 
-def main(cores: int, parent_pid: int) -> None:
-    """Until the input ends."""
+def main(arguments: list[str]) -> None:
+    """Until the input ends. Arguments: as many processes (at most `MOST`), and the parent's process id."""
+    cores, parent_pid = map(int, arguments)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which stops us
     die_with_parent(parent_pid)
     from . import draw, render  # noqa: F401  (once, for all of the forks)
@@ -67,8 +68,12 @@ def _answer(work: Callable[[], Any]) -> Answer:
         return work(), None
     except Exception as error:
         error.add_note(traceback.format_exc())
+        try:
+            pickle.loads(pickle.dumps(error))
+        except Exception:  # of a class that does not travel
+            return None, RuntimeError(traceback.format_exc())
         return None, error
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))
+    main(sys.argv[1:])

@@ -74,10 +74,11 @@ class _Drawer:
         try:
             while True:
                 number, value, error = pickle.load(self.process.stdout)
-                future = self.asked[number]
+                future = self.asked.pop(number)
                 future.set_result(value) if error is None else future.set_exception(error)
-                del self.asked[number]
-        except (EOFError, pickle.UnpicklingError):
+        except Exception as error:
+            if not isinstance(error, EOFError):  # it babbles: nothing that it says can be relied on
+                self.process.kill()
             with self.lock:
                 self.has_ended = True
             for future in self.asked.values():
