@@ -21,7 +21,7 @@ SHORT, LONG, CHUNK, BUDGET = 1024, 2048, 256, 32
 GROWS = ("transformer", "yoco", "snapkv")
 FURTHER = ["tova:prompt=bulk", "h2o:prompt=stepwise", "scissorhands:prompt=bulk", "yoco:mixer=retention"]
 FURTHER += ["lococo:scores=accumulated"]
-#: Policies of a step per token take half a minute each, and hold what the others hold.
+#: Policies that step through a prompt token by token take half a minute each: the slow tier has them.
 LENGTHY = ("random:budget=32", "scissorhands:budget=32", "h2o:budget=32,prompt=stepwise")
 
 
