@@ -38,8 +38,10 @@ format: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	# What is imported is compiled then: most of what is installed never is.
 	$(BIN)/python -m pip install --quiet --no-compile -c constraints.txt -e ".[dev]"
+	# Compiled side by side, and without what nobody here imports. Not left to the first import: where
+	# PYTHONDONTWRITEBYTECODE is set every process would compile torch anew.
+	-$(BIN)/python -m compileall -qq -j 0 -x '/tests?/|/testing/_internal/|/transformers/models/[^a]' $(VENV)/lib
 	touch $@
 
 clean:

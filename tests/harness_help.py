@@ -87,6 +87,7 @@ class Bench:
         self.cwd.mkdir()
         self.here.mkdir()
         self._server: subprocess.Popen[str] | None = None
+        self._started: list[subprocess.Popen[str]] = []
 
     def toy(self, name: str, act: str = "pass", at: int = 64) -> str:
         """Drop an architecture that does `act` when `at` tokens come in one call; returns its name."""
@@ -103,10 +104,12 @@ class Bench:
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         """A kvmark process of its own, as a shell would start it."""
         pipe = subprocess.PIPE
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, "-P", "-m", "harness.cli", *arguments],
             cwd=self.cwd, env=self.environment, text=True, stdout=pipe, stderr=pipe,
         )  # fmt: skip
+        self._started.append(process)
+        return process
 
     def run(self, *arguments: str, give_up_s: float = 400.0) -> Done:
         """Start it and wait. `give_up_s` only keeps a hanging run from hanging the tests."""
@@ -130,6 +133,13 @@ class Bench:
         return Done(**json.loads(self._server.stdout.readline()))
 
     def close(self) -> None:
+        for process in self._started:  # a test that failed left it as it was, and its pipes open
+            process.kill()
+            process.wait()
+            for pipe in (process.stdout, process.stderr):
+                if pipe is not None:
+                    pipe.close()
+        self._started.clear()
         if self._server is not None:
             self._server.communicate()
             self._server = None
@@ -173,8 +183,8 @@ def processes_of(run: Path) -> list[str]:
     return found
 
 
-def wait_for(condition, seconds: float = 120.0):
-    """The first true answer. Generous: on a busy machine a Python start takes seconds."""
+def wait_for(condition, seconds: float = 300.0):
+    """The first true answer. Generous: on a busy machine a Python start takes many seconds."""
     end = time.monotonic() + seconds
     while not (answer := condition()):
         assert time.monotonic() < end, "waited in vain"

@@ -218,11 +218,11 @@ _CHILD = "[os.fork() == 0 and time.sleep(3600), os.abort()]"
 
 #: Toy -> its method, what it does; and the story that must stand in its row.
 TOYS = {
-    "hangs_at_load": (_LOAD, _HANG, "timeout", "load", "no result within 5 s"),
-    "hangs_at_allocate": (_ALLOCATE, _HANG, "timeout", "allocate", "no result within 5 s"),
-    "hangs_at_prefill": (_PREFILL, _HANG, "timeout", "prefill", "no result within 5 s"),
-    "hangs_at_decode": (_DECODE, _HANG, "timeout", "decode", "no result within 5 s"),
-    "stops": (_PREFILL, "os.kill(os.getpid(), 19)", "timeout", "prefill", "no result within 5 s"),
+    "hangs_at_load": (_LOAD, _HANG, "timeout", "load", "no result within 10 s"),
+    "hangs_at_allocate": (_ALLOCATE, _HANG, "timeout", "allocate", "no result within 10 s"),
+    "hangs_at_prefill": (_PREFILL, _HANG, "timeout", "prefill", "no result within 10 s"),
+    "hangs_at_decode": (_DECODE, _HANG, "timeout", "decode", "no result within 10 s"),
+    "stops": (_PREFILL, "os.kill(os.getpid(), 19)", "timeout", "prefill", "no result within 10 s"),
     "segfaults": (_PREFILL, "ctypes.string_at(0)", "crash", "prefill", "ended by SIGSEGV"),
     "garbles": (
         _DECODE,
@@ -240,7 +240,7 @@ TOY_PLAN = ("--shape", "tiny", "--suite", "decode:contexts=32+64,new_tokens=2", 
 def misbehaved(nursery):
     """One run of all toys, each of which fails in its own way at 64 tokens."""
     chosen = [word for name in ("transformer", *TOYS) for word in ("--arch", name)]
-    life = nursery.run("run", *TOY_PLAN, *chosen, "--no-ceilings", "--timeout-s", "5", "--out", "toys")
+    life = nursery.run("run", *TOY_PLAN, *chosen, "--no-ceilings", "--timeout-s", "10", "--out", "toys")
     return life, nursery.err, rows(nursery.bench.cwd / "toys")
 
 

@@ -66,7 +66,7 @@ def test_a_gate_is_interrupted_goes_on_and_sees_what_head_changed(bench):
     process = bench.start("gate", "--base", "HEAD", *ASKED)
     finished = wait_for(lambda: sorted(bench.cwd.glob("results/local/gate-run-*/base/cells/[!.]*.parquet")))
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=300)
     assert process.returncode == 130 and err.strip().splitlines()[-1].startswith("kvmark: Interrupted")
     assert "Traceback" not in err and worktrees(bench.source) == 1 and sides_of(bench) == []
     kept = {path: path.read_bytes() for path in finished}

@@ -44,7 +44,7 @@ def bench(tmp_path):
 
 def hanging(bench: Bench, name: str, process) -> tuple[int, int]:
     """The worker that hangs now and the Ray worker that started it; the next one has to say so anew."""
-    wait_for(lambda: (bench.here / f"at-{name}").exists() or process.poll() is not None, seconds=300)
+    wait_for(lambda: (bench.here / f"at-{name}").exists() or process.poll() is not None)
     assert process.poll() is None, process.communicate()
     worker, above = map(int, (bench.here / f"at-{name}").read_text().split())
     return worker, above
@@ -75,7 +75,7 @@ def test_ray_gives_the_rows_of_a_local_run_whatever_befalls_it(bench):
         wait_for(lambda: len(cells(run)) == 4)
         finished = cells(run)
         process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=120)
+        _, err = process.communicate(timeout=300)
     finally:
         process.kill()
     assert process.returncode == 130, err
@@ -93,7 +93,7 @@ def test_ray_gives_the_rows_of_a_local_run_whatever_befalls_it(bench):
         hanging(bench, "fragile", process)  # so it was retried
         (bench.here / "hang-fragile").unlink()
         kill_the_ray_worker(bench, "doomed", process)
-        out, err = process.communicate(timeout=240)
+        out, err = process.communicate(timeout=300)
     finally:
         process.kill()
     assert err == "kvmark: 1 of 6 cells crashed or timed out; see the report.\n"

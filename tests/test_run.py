@@ -235,7 +235,7 @@ def test_ctrl_c_and_kill_lose_only_the_cell_in_flight(cut):
     process = until_it_hangs(cut)
     finished = cells(run)
 
-    twin = cut.run(*INTERRUPTED, give_up_s=60)
+    twin = cut.run(*INTERRUPTED)
     assert "in use by another" in one_sentence(twin, 2)
     assert process.poll() is None and cells(run) == finished
 
