@@ -250,6 +250,10 @@ class PeakMemory:
         else:
             self.baseline_bytes, self.reason = self._reset_rss()
 
+    def in_use(self) -> int | None:
+        """Bytes that torch's allocator has given out now. None on a CPU."""
+        return self._cuda.memory_allocated(self._device) if self.kind == "cuda" else None
+
     def read(self) -> int | None:
         """Peak bytes since the reset, or None (see `reason`)."""
         if self.reason is not None:

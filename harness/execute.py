@@ -66,6 +66,7 @@ class Readings:
     retained: list[Retained] = field(default_factory=list)  # per layer and case that lost something
     predicted: CacheBytes = field(default_factory=CacheBytes)
     live: CacheBytes = field(default_factory=CacheBytes)
+    baseline_allocate_bytes: int | None = None
     baseline_prefill_bytes: int | None = None
     peak_prefill_bytes: int | None = None
     peak_prefill_reserved_bytes: int | None = None
@@ -99,6 +100,7 @@ def execute(
     watch, peak = Stopwatch(device), PeakMemory(device)
     with torch.inference_mode():
         on_phase("allocate")
+        in_use_bytes = peak.in_use()
         capacity, lengths = max(case.num_tokens for case in cases), [len(prompt) for prompt in prompts]
         seeds = [cases[index].seed for index in first]
         cache = model.new_cache(len(prompts), capacity, device=device, seeds=seeds, prompts=lengths)
@@ -108,7 +110,7 @@ def execute(
         with watch.window() as prefill:
             logits_BV = _prefill(model, tokens_BT, valid_BT, cache, prefill_chunk)
         readings = Readings(prefill, lengths, capacity)
-        readings.baseline_prefill_bytes = peak.baseline_bytes
+        readings.baseline_allocate_bytes, readings.baseline_prefill_bytes = in_use_bytes, peak.baseline_bytes
         readings.peak_prefill_bytes, readings.peak_reason = peak.read(), peak.reason
         readings.peak_prefill_reserved_bytes = peak.read_reserved()
         evicted, held = _per_case(cases), _per_case(cases)

@@ -78,12 +78,17 @@ def _check_refused(base: Side, head: Side) -> None:
 def gate(base: Side, head: Side, replicates: int, rules: Rules, hear: Hear) -> Comparison:
     """Measure and compare two prepared sides. Raises SideEnded, StoreError."""
     found = first_set(base, head, replicates, rules, hear)
-    again = undecided(found)
+    again = undecided(enough(found, base.folder, head.folder))
     if again:
         near = {point[1:] for point in again}
         more = holds(base, head, replicates)
-        take_turns(base, head, lambda c: c.replicate >= replicates and c.point[1:] in near, hear, more)
-        found = _compared(base, head, rules, lambda c: c.replicate < replicates or c.point in again, hear)
+        chosen = asked_for(rules)
+        take_turns(
+            base, head, lambda c: chosen(c) and c.replicate >= replicates and c.point[1:] in near, hear, more
+        )
+        found = _compared(
+            base, head, rules, lambda c: chosen(c) and (c.replicate < replicates or c.point in again), hear
+        )
     notes = [*found.notes, *_notes(base, head, again, replicates)]
     if not found.refusals:
         notes += wall_clock(base.folder, head.folder, found.rules)
@@ -95,13 +100,18 @@ def first_set(base: Side, head: Side, replicates: int, rules: Rules, hear: Hear)
 
     Raises SideEnded, StoreError.
     """
+    chosen = asked_for(rules)
 
     def first(cell: SideCell) -> bool:
-        asked = rules.only != ("latency",) or cell.process is None
-        return cell.replicate < replicates and asked
+        return cell.replicate < replicates and chosen(cell)
 
     take_turns(base, head, first, hear, holds(base, head, replicates))
     return _compared(base, head, rules, first, hear)
+
+
+def asked_for(rules: Rules) -> Callable[[SideCell], bool]:
+    """Whether a cell is to be measured: where only latencies are judged, those of latency suites."""
+    return lambda cell: rules.only != ("latency",) or cell.process is None
 
 
 def _compared(

@@ -1,6 +1,7 @@
 """What a gate asks of a comparison beyond `kvmark compare`.
 
-processes    at least MIN_REPLICATES on each side, or a latency that did not fail is INSUFFICIENT
+processes    at least MIN_REPLICATES on each side that were measured and are valid, or a latency that did
+             not fail is INSUFFICIENT (INVALID, if it lacks those that were left out)
 noise        of this machine, where `kvmark calibrate` has found it
 CPU time     on a CPU, in place of the wall clock, which whoever else runs there moves; that one is told
 """
@@ -37,17 +38,22 @@ def finished(base: Path, head: Path, rules: Rules) -> Comparison:
 
 
 def enough(found: Comparison, base: Path, head: Path) -> Comparison:
-    """A latency without MIN_REPLICATES processes on each side passes as nothing: it is INSUFFICIENT."""
+    """A latency without MIN_REPLICATES valid processes on each side passes as nothing."""
     counts = [replicates_of(run) for run in (base, head)]
 
     def checked(finding: Finding) -> Finding:
-        few = min(count[finding.point] for count in counts)
+        planned = min(count[finding.point] for count in counts)
+        few = min(planned, finding.num_base, finding.num_head)
         judged = finding.fails and finding.verdict != "INSUFFICIENT"
         if finding.kind != "latency" or judged or few >= MIN_REPLICATES:
             return finding
-        message = (
-            f"a gate needs {MIN_REPLICATES} processes per side (--replicates {MIN_REPLICATES}), not {few}"
-        )
+        message = f"a gate needs {MIN_REPLICATES} processes per side, not {few}"
+        if planned < MIN_REPLICATES:
+            message = f"{message} (--replicates {MIN_REPLICATES})"
+        elif finding.num_invalid:
+            return dataclasses.replace(finding, verdict="INVALID", message=f"{finding.message}; {message}")
+        else:
+            message = f"{message} of {planned} that were planned"
         return dataclasses.replace(finding, verdict="INSUFFICIENT", message=message)
 
     return dataclasses.replace(found, findings=[checked(finding) for finding in found.findings])

@@ -18,7 +18,16 @@ from .journal import Batch, Journal
 from .plan import Cell, Settings
 from .pretrained import beyond, most_fed, within_window
 from .retained import Retained
-from .rows import asked_rows, case_rows, cell_rows, cost_rows, model_rows, retained_rows, with_evictions
+from .rows import (
+    asked_rows,
+    case_rows,
+    cell_rows,
+    cost_rows,
+    model_rows,
+    not_finite,
+    retained_rows,
+    with_evictions,
+)
 from .store import Row
 
 
@@ -46,12 +55,14 @@ class Measurement:
         self.evicted: list[int] = []
         self.retained: list[Retained] = []
         self.bases: list[Row] = []  # of every batch
+        self.unsound: list[str] = []  # what speaks against answers that a driven suite was given
 
     def measure(self) -> list[Row]:
         """Run the cell; the warm-up gives no rows."""
         if self.suite.driven:
             results = self.suite.drive(self.cell.axes, self.run)
-            self.rows += cell_rows(self._of_all() if self.bases else self.base(self.cell), results)
+            base = self._of_all() if self.bases else self.base(self.cell)
+            self.rows += cell_rows(base, results, "; ".join(dict.fromkeys(self.unsound)) or None)
         else:
             self.run(list(self.suite.cases(self.cell.axes)))
         if self.retained:
@@ -71,7 +82,10 @@ class Measurement:
             self.rows += batch.rows
             self.evicted += batch.evicted
             self.retained += batch.retained
-        return [answers[index] for index in sorted(answers)]
+        given = [answers[index] for index in sorted(answers)]
+        if self.suite.driven:
+            self.unsound += filter(None, map(not_finite, cases, given))
+        return given
 
     def _batches(self, cases: Sequence[Case]) -> list[list[int]]:
         """At most `settings.batch` requests each (latency suites: all at once), the longest first.

@@ -13,6 +13,7 @@ with a plain number, and the report shows it in a table of its own.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable
@@ -144,6 +145,7 @@ METRICS: dict[str, Metric] = {
     "compressor_bytes": Metric("bytes", "low", "compressor weights", format_bytes),
     "read_bytes_per_step": Metric("bytes", "low", "read per decode step", format_bytes),
     "weights_read_bytes": Metric("bytes", "low", "weights read per decode step", format_bytes),
+    "baseline_allocate_bytes": Metric("bytes", None, "in use before the cache", format_bytes),
     "baseline_prefill_bytes": Metric("bytes", None, "in use before prefill", format_bytes),
     "peak_prefill_bytes": Metric("bytes", "low", "peak, prefill", format_bytes),
     "peak_prefill_reserved_bytes": Metric("bytes", "low", "peak reserved, prefill", format_bytes),
@@ -222,6 +224,8 @@ METRICS: dict[str, Metric] = {
     "gold_tokens": Metric("tokens", None, "gold answer, tokens", format_count),
     "gold_bytes": Metric("bytes", None, "gold answer, bytes", format_count),
     # lm-eval
+    "f1": Metric("share", "high", "F1", format_score),
+    "f1_stderr": Metric("share", None, "F1, standard error", format_score),
     "acc": Metric("share", "high", "accuracy", format_share),
     "acc_norm": Metric("share", "high", "accuracy, by length", format_share),
     "acc_stderr": Metric("share", None, "accuracy, standard error", format_share),
@@ -251,5 +255,20 @@ METRICS: dict[str, Metric] = {
 
 
 def metric(name: str, unit: str = "") -> Metric:
-    """The entry of `name`; one that is unknown is a plain number in the unit its rows state."""
+    """The entry of `name`; one that is unknown is a plain number in the unit its rows state.
+
+    lm-eval's filters do not change what a metric is: `exact_match,strict-match` is an `exact_match`.
+    """
+    if name not in METRICS and "," in name:
+        stem, _, rest = name.partition(",")
+        filter = rest.removesuffix("_stderr")
+        known = METRICS.get(stem if filter == rest else f"{stem}_stderr")
+        if known is not None:
+            return dataclasses.replace(known, label=f"{known.label}, {filter}")
     return METRICS.get(name) or Metric(unit, None, name, format_number)
+
+
+def is_known(name: str) -> bool:
+    """Whether it is entered, so that "neither way is better" is a statement and no ignorance."""
+    stem, _, rest = name.partition(",")
+    return name in METRICS or (stem + "_stderr" if rest.endswith("_stderr") else stem) in METRICS

@@ -88,6 +88,8 @@ def cost_rows(base: Row, model: Any, readings: Readings, repeat: int | None) -> 
             yield row("prefill_launch_share", prefill.launch_share, "prefill")
         yield row("prefill_tokens_per_s", prompt / prefill.device_s if prefill.device_s else None, "prefill")
         yield row("foreign_cpu_share", prefill.foreign_cpu_share, "prefill")
+        if readings.baseline_allocate_bytes is not None:
+            yield row("baseline_allocate_bytes", readings.baseline_allocate_bytes, "prefill")
         yield peak("baseline_prefill_bytes", readings.baseline_prefill_bytes, "prefill")
         yield peak("peak_prefill_bytes", readings.peak_prefill_bytes, "prefill")
         if readings.peak_prefill_reserved_bytes is not None:
@@ -149,7 +151,7 @@ def case_rows(
         own = dataclasses.replace(
             base, case=case.id, axes=axes_json(dict(case.axes)), scoring_mode=readings.modes[index]
         )
-        said = _not_finite(case, answer)
+        said = not_finite(case, answer)
         told = {"message": "; ".join(filter(None, (said, base.message)))} if said else {}
         for name, value in ({} if suite.driven else suite.score(case, answer)).items():
             if isinstance(value, Sequence):
@@ -169,7 +171,7 @@ def case_rows(
             yield _number(own, name, value, "policy")
 
 
-def _not_finite(case: Case, answer: Answer) -> str | None:
+def not_finite(case: Case, answer: Answer) -> str | None:
     """A sentence where the model stopped giving numbers; a score from then on means nothing."""
     at = next((at for at, found in enumerate(answer.logprobs) if not math.isfinite(found)), None)
     if at is None or not case.scored:
@@ -183,10 +185,11 @@ def retained_rows(base: Row, requests: Sequence[Retained]) -> Iterator[Row]:
         yield _number(base, name, value, "policy", layer=layer, bin=bin)
 
 
-def cell_rows(base: Row, results: Mapping[str, float]) -> Iterator[Row]:
-    """Metrics of a whole cell, as a driven suite returns them."""
+def cell_rows(base: Row, results: Mapping[str, float], said: str | None = None) -> Iterator[Row]:
+    """Metrics of a whole cell, as a driven suite returns them; `said` speaks against them all."""
+    told = {"message": "; ".join(filter(None, (said, base.message)))} if said else {}
     for name, value in results.items():
-        yield _number(base, name, value, "score")
+        yield _number(base, name, value, "score", **told)
 
 
 def with_evictions(rows: Sequence[Row], evicted: Sequence[int]) -> list[Row]:

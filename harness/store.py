@@ -144,6 +144,8 @@ def read_table(path: Path) -> pa.Table:
     if "metric" in table.column_names:
         for name in [name for name, since in ADDED.items() if since > int(found)]:
             table = table.append_column(SCHEMA.field(name), pa.nulls(len(table), SCHEMA.field(name).type))
+        if missing := [name for name in SCHEMA.names if name not in table.column_names]:
+            raise StoreError(f"{path} holds rows without the column {missing[0]}.")
         table = table.select(SCHEMA.names).replace_schema_metadata(SCHEMA.metadata)
     return table
 

@@ -6,8 +6,10 @@ in test_bad_model.py.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 import torch
 from command_help import (
@@ -22,6 +24,7 @@ from command_help import (
     save_own_weights,
 )
 from harness_help import one_sentence
+from recorded_run import SMALL, write_run
 
 import models
 from harness.store import read_table, write_table
@@ -252,13 +255,25 @@ def test_report_on_what_is_no_run(desk):
         (lambda run: first_cell(run).write_bytes(b""), ["parquet"]),
         (lambda run: first_cell(run).write_text("not parquet"), ["parquet"]),
         (lambda run: foreign(first_cell(run)), ["parquet", "99", "1"]),
+        (lambda run: cells_are(run, [{}]), ["run.json", "cells"]),
+        (lambda run: cells_are(run, 5), ["run.json", "cells"]),
+        (lambda run: cells_are(run, [{"key": "k", "architecture": "a", "suite": "s", "axes": 3}]), ["cells"]),
+        (lambda run: lacking(first_cell(run), "suite"), ["parquet", "column suite"]),
+        (lambda run: axes_are(first_cell(run), "[]"), ["axes"]),
+        (lambda run: axes_are(first_cell(run), "{"), ["axes"]),
+        (lambda run: axes_are(first_cell(run), None), ["axes"]),
     ],
-    ids=["json", "version", "list", "truncated", "empty", "text", "schema"],
+    ids=[
+        *("json", "version", "list", "truncated", "empty", "text", "schema"),
+        *("cell", "cells", "place", "column", "axes", "axes json", "no axes"),
+    ],
 )
-def test_report_on_a_damaged_run(desk, damage, words):
+def test_report_and_comparison_of_a_damaged_run(desk, damage, words):
     damage(desk / "good")
-    sentence = refused(desk, "report", "good", "--out", "page")
-    assert all(word in sentence for word in words), sentence
+    write_run(desk / "other", **{**SMALL, "telemetry": False})
+    for command in ("report good --out page", "compare good other"):
+        sentence = refused(desk, *command.split())
+        assert all(word in sentence for word in words), sentence
 
 
 def test_report_on_a_committed_run_without_its_rows(desk):
@@ -272,6 +287,21 @@ def test_report_on_a_committed_run_without_its_rows(desk):
 
 def first_cell(run: Path) -> Path:
     return min((run / "cells").iterdir())
+
+
+def cells_are(run: Path, cells: object) -> None:
+    manifest = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(manifest | {"cells": cells}))
+
+
+def lacking(path: Path, column: str) -> None:
+    write_table(path, read_table(path).drop_columns([column]))
+
+
+def axes_are(path: Path, text: str | None) -> None:
+    table = read_table(path)
+    column = pa.array([text] * len(table), pa.string())
+    write_table(path, table.set_column(table.schema.get_field_index("axes"), "axes", column))
 
 
 def foreign(path: Path) -> None:

@@ -229,6 +229,7 @@ def test_cuda_peak_is_the_allocators_since_the_reset():
     cuda.peak, cuda.used = 900, 100
     peak = clock.PeakMemory("cuda:0", cuda=cuda)
     assert peak.read() is None  # never reset: whose peak would it be?
+    assert peak.in_use() == 100 and clock.PeakMemory("cpu").in_use() is None
     peak.reset()
     cuda.peak = 300
     assert (peak.baseline_bytes, peak.read(), peak.read_reserved()) == (100, 300, 307)

@@ -8,10 +8,14 @@ import sys
 from dataclasses import replace
 from xml.etree import ElementTree
 
+import pandas as pd
+import pyarrow as pa
 import pytest
 from command_help import ask
 from comparison_help import HOSTILE, slower, times, write
 from harness_help import one_sentence
+
+from harness.store import write_table
 
 PASS, REGRESSION, USAGE, INCOMPARABLE, INSUFFICIENT = range(5)
 SMALL = {"architectures": ("transformer",), "contexts": (256,)}
@@ -90,6 +94,32 @@ def test_the_gpu_counts_where_it_was_used(tmp_path, gpu):
         ]
         done = compared(*runs)
         assert done.code == code and (code == PASS or f"differ in {name} " in done.err), done.err
+
+
+@pytest.mark.parametrize(("device", "code"), [("cpu", PASS), ("cuda:0", INCOMPARABLE)])
+def test_a_gpu_that_ran_at_another_clock_is_another_machine(tmp_path, device, code):
+    """Its limits are the same; somebody locked it lower. Idle samples are no matter."""
+    runs = []
+    for seed, hz in enumerate((1.9e9, 1.2e9)):
+        run = write(tmp_path / f"r{seed}", seed=seed, device=device, **SMALL)
+        clocks = [3e8] * 6 + [hz] * 4
+        series = pd.DataFrame({"job": "j", "t_s": range(10), "kind": "sample", "sm_clock_hz": clocks})
+        table = pa.Table.from_pandas(series, preserve_index=False)
+        write_table(run / "telemetry.parquet", table.replace_schema_metadata({"kvmark_schema": "1"}))
+        runs.append(run)
+    done = compared(*runs)
+    assert done.code == code and ("1900 MHz in base, 1200 MHz in head" in done.err) == (code != PASS)
+    assert compared(*runs, "--allow-different", "clocks").code == (PASS if code else USAGE)
+
+
+def test_the_limit_that_was_exceeded_or_not_is_told(base, tmp_path):
+    head = write(tmp_path / "head", seed=1, **SMALL)
+    assert "change by more than 5 %: the noise of this machine is not known" in compared(base, head).out
+    entry = {"architecture": "transformer", "suite": "decode", "axes": "{}", "metric": "prefill_s"}
+    noise = {"noise": [entry | {"noise": 0.4, "processes": 8}], "source_hash": None, "created": "2026-01-02T"}
+    (tmp_path / "noise.json").write_text(json.dumps({"schema": 1, "machine": "m1"} | noise))
+    said = compared(base, head, "--calibration", str(tmp_path / "noise.json")).out
+    assert "more than 5 % to 40 %: the noise of this machine, calibrated 2026-01-02" in said
 
 
 def test_code_and_repeats_may_differ(base, tmp_path):

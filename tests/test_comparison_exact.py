@@ -70,6 +70,52 @@ def test_allocator_peaks_have_one_per_cent_on_cuda_and_are_not_judged_on_a_cpu(b
         assert verdicts(found) == {said} and len(found) == 4
 
 
+def peaks(others, own):
+    """A `write` on a GPU whose worker holds `others` bytes of other architectures' weights."""
+
+    def edit(row):
+        if row.metric == "peak_prefill_bytes":
+            return replace(row, value=others + own)
+        if row.metric == "compressor_bytes":
+            return number(row, "baseline_allocate_bytes", others, repeat=0, phase="prefill")
+        return row
+
+    return edit
+
+
+def test_peaks_of_the_allocator_are_those_of_one_architecture(tmp_path):
+    """Another one in the same worker neither raises them nor hides what doubled."""
+
+    def side(name, **held):
+        return write(tmp_path / name, device="cuda:0", seed=len(name), edit=peaks(**held))
+
+    base = side("b", others=1e9, own=1e6)
+    for name, held, said in (
+        ("other", {"others": 3e9, "own": 1e6}, "SAME"),
+        ("doubled", {"others": 1e9, "own": 2e6}, "MORE"),
+        ("halved", {"others": 3e9, "own": 5e5}, "FEWER"),
+    ):
+        found = only(compare(base, side(name, **held)).findings, kind="allocator")
+        assert verdicts(found) == {said} and {f.base for f in found} == {1e6}, name
+
+
+def test_what_was_reserved_is_judged_where_an_architecture_is_alone(tmp_path):
+    def reserved(row):
+        return replace(row, metric="peak_prefill_reserved_bytes") if "peak" in row.metric else row
+
+    def judged(**settings):
+        sides = [
+            write(tmp_path / f"{n}{len(settings)}", device="cuda", seed=n, edit=reserved, settings=settings)
+            for n in range(2)
+        ]
+        found = compare(*sides)
+        return only(found.findings, kind="allocator"), any("reserved for several" in n for n in found.notes)
+
+    assert judged() == ([], True)
+    alone, noted = judged(interleave=False)
+    assert len(alone) == 4 and verdicts(alone) == {"SAME"} and not noted
+
+
 @pytest.mark.parametrize(("won", "said", "code"), [(False, "WORSE", 1), (True, "BETTER", 0)])
 def test_cases_that_flip_one_way_are_a_change_of_quality(base, tmp_path, won, said, code):
     """Thirty of forty trials are hits; ten of those are lost (or the other ten won)."""
@@ -137,6 +183,63 @@ def test_scores_of_whole_cells_have_their_standard_errors(tmp_path):
     assert said("near", 0.57, 0.02) == {"AMBIGUOUS"} and said("bare", 0.3, math.nan) == {"AMBIGUOUS"}
 
 
+def spoilt(metric, **where):
+    def edit(row):
+        own = row.metric == metric and all(getattr(row, name) == value for name, value in where.items())
+        return replace(row, validity="invalid", validity_reasons="not_finite") if own else row
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    ("metric", "where", "kind"),
+    [
+        ("accuracy_strict", {"case": "512-0.5-3"}, "quality"),
+        ("nll_nats", {"case": "book-2"}, "quality"),
+        ("cache_bytes_live", {"replicate": 2, "repeat": 1}, "bytes"),
+    ],
+)
+def test_an_invalid_number_is_no_pass_however_alike_it_is(base, tmp_path, metric, where, kind):
+    edit = spoilt(metric, **where)
+    both = write(tmp_path / "both", quality=True, edit=edit)
+    for pair in ((base, head(tmp_path, edit=edit)), (both, tmp_path / "head"), (both, base)):
+        found = compare(*pair)
+        wrong = only(found.findings, verdict="INVALID")
+        assert found.exit_code == 4 and {f.kind for f in wrong} == {kind}
+        assert all("not_finite" in f.message for f in wrong)
+
+
+def test_an_invalid_score_that_fell_is_worse_all_the_same(base, tmp_path):
+    def broken(row):
+        own = row.metric == "accuracy_strict" and row.architecture == "transformer"
+        return replace(spoilt("accuracy_strict")(row), value=0.0) if own else row
+
+    found = compare(base, head(tmp_path, edit=broken))
+    assert found.counts["WORSE"] == 1 and found.exit_code == 1
+
+
+def test_a_filter_of_lm_eval_does_not_hide_a_score_and_a_foreign_one_is_named(tmp_path):
+    def scored(value):
+        def edit(row):
+            if row.metric not in ("weights_bytes", "compressor_bytes", "cache_bytes_predicted"):
+                return row
+            name = {
+                "weights_bytes": "exact_match,strict-match",
+                "compressor_bytes": "exact_match,strict-match_stderr",
+                "cache_bytes_predicted": "charm",
+            }[row.metric]
+            return number(row, name, 0.02 if "stderr" in name else value, phase="score", repeat=None)
+
+        return edit
+
+    runs = [write(tmp_path / n, seed=s, edit=scored(v)) for n, s, v in (("a", 0, 0.6), ("b", 1, 0.1))]
+    found = compare(*runs, Rules(only=("quality",)))
+    assert {(f.metric, f.verdict) for f in found.findings} == {("exact_match,strict-match", "WORSE")}
+    assert {f.label for f in found.findings} == {"exact match, strict-match"}
+    [note] = [note for note in found.notes if "which way is better" in note]
+    assert "charm" in note and "exact_match" not in note
+
+
 def test_a_removed_cell_fails_and_a_new_one_does_not(base, tmp_path):
     fewer = head(tmp_path, architectures=("transformer",))
     found = compare(base, fewer)
@@ -194,6 +297,50 @@ def test_a_new_failure_fails_even_in_one_process_of_eight(base, tmp_path, status
     assert all(f.message == f"{status} in 1 of 8 processes: {status}!" for f in new)
     mended = compare(tmp_path / "head", base)
     assert len(only(mended.findings, verdict="MENDED")) == 2 and mended.exit_code == 0
+
+
+@pytest.mark.parametrize("status", ["timeout", "crash"])
+def test_what_crashes_on_both_sides_is_no_pass(tmp_path, status):
+    edit = failed(status, architecture="transformer")
+    runs = [write(tmp_path / n, seed=s, edit=edit) for n, s in (("a", 0), ("b", 1))]
+    found = compare(*runs)
+    assert found.exit_code == 4 and found.counts["INVALID"] == 2
+    assert all("fails on both sides" in f.message for f in only(found.findings, verdict="INVALID"))
+
+
+def test_more_failures_than_before_are_new_ones(tmp_path):
+    def side(name, seed, replicates):
+        def edit(row):
+            return failed("oom", architecture="transformer")(row) if row.replicate in replicates else row
+
+        return write(tmp_path / name, seed=seed, edit=edit)
+
+    one, seven = side("one", 0, {3}), side("seven", 1, set(range(7)))
+    found = compare(one, seven)
+    new = only(found.findings, verdict="NEW FAILURE")
+    assert found.exit_code == 1 and len(new) == 2
+    assert {f.message for f in new} == {"oom in 7 of 8 processes: oom!; in base oom in 1 of 8 processes"}
+    assert not only(compare(seven, one).findings, verdict="NEW FAILURE")
+    again = only(compare(one, side("other", 2, {5})).findings, kind="cell")
+    assert verdicts(again) == {"SAME"}
+
+
+def test_a_base_that_did_not_finish_cannot_be_passed_against(base, tmp_path):
+    half = head(tmp_path, edit=without(architecture="transformer", suite=DECODE))
+    found = compare(half, base)
+    few = only(found.findings, verdict="INSUFFICIENT", kind="cell")
+    assert found.exit_code == 4 and {f.message for f in few} == {"planned, not measured in base"}
+    other = write(tmp_path / "other", seed=2, edit=without(suite=DECODE))
+    half = write(tmp_path / "half", edit=without(suite=DECODE))
+    found = compare(half, other)
+    assert found.exit_code == 4
+    assert {f.message for f in found.findings} == {"planned, not measured on either side"}
+
+
+def test_where_nothing_is_compared_nothing_passes(base, tmp_path):
+    found = compare(base, head(tmp_path), Rules(only=("allocator",)))
+    assert found.findings == [] and found.exit_code == 4
+    assert compare(base, tmp_path / "head", Rules(only=("bytes",))).exit_code == 0
 
 
 def test_what_fails_on_both_sides_is_told_and_passes(tmp_path):

@@ -158,4 +158,6 @@ def test_paired_p_goes_with_its_interval():
     t = change.mean() / (change.std(ddof=1) / math.sqrt(5))
     assert paired_p(change.mean(), ends, 5) == pytest.approx(student_p(t, 4))
     assert paired_p(1.0, (math.nan, math.nan), 2) == 1.0
-    assert paired_p(0.5, (0.5, 0.5), 5) == 0.0 and paired_p(0.0, (0.0, 0.0), 5) == 1.0
+    # Without a spread it is the sign test: three equal changes are no proof of anything.
+    assert paired_p(0.5, (0.5, 0.5), 3) == 0.25 and paired_p(-0.5, (-0.5, -0.5), 10) == 2 / 2**10
+    assert paired_p(0.0, (0.0, 0.0), 5) == 1.0

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from command_help import ask, one_sentence
-from comparison_help import DECODE, Made, manifest, number, slower, times, write
+from comparison_help import DECODE, Made, manifest, number, slower, times, without, write
 
 from harness.comparison import Rules
 from harness.gate import LOOKS, gate
@@ -49,11 +49,12 @@ def desk(tmp_path, monkeypatch):
         ({"edit": times(0.5, "accuracy_strict")}, 1, "WORSE"),
         ({"machine": {"cpu_model": "Another CPU"}}, 3, "cpu"),
         ({"replicates": 7}, 4, "8 processes per side"),
+        ({"edit": without(replicate=7, suite=DECODE)}, 4, "not 7 of 8 that were planned"),
     ],
-    ids=("same", "slow", "bytes", "removed", "quality", "machine", "few"),
+    ids=("same", "slow", "bytes", "removed", "quality", "machine", "few", "interrupted"),
 )
 def test_finished_runs_and_their_exit_codes(base, changes, code, says):
-    """Seven processes would do for a test of eight latencies; a gate wants eight."""
+    """Seven processes would do for a test of eight latencies; a gate wants eight that were measured."""
     head = write(Path("head"), seed=1, **{"quality": True, **GPU, **changes})
     done = ask("gate", str(base), str(head), "--json", "g.json", "--markdown", "g.md", "--junit", "g.xml")
     assert (done.code, done.broke) == (code, None), done.err
@@ -177,6 +178,23 @@ def test_what_is_undecided_is_measured_once_more_and_nothing_else(tmp_path):
     assert {at for replicate, at in base.contexts | head.contexts if replicate >= 8} == {256}
     assert any("1 point was measured a second time" in note for note in found.notes)
     assert sum(len(replicates) == 1 for _, replicates in turns) == 32
+
+
+def test_a_process_that_was_disturbed_is_replaced_by_the_second_set(tmp_path):
+    """One of eight was throttled: seven are too few for a gate, however sure they are."""
+    (base, head), turns = sides(tmp_path, quiet)
+    own = head._rows
+
+    def rows(cell):
+        bad = (cell.architecture, cell.axes["context"], cell.replicate) == ("torn", 256, 3)
+        told = {"validity": "invalid", "validity_reasons": "throttled"} if bad else {}
+        return [replace(row, **told) for row in own(cell)]
+
+    head._rows = rows
+    found = gate(base, head, 8, Rules(looks=LOOKS), lambda *_: None)
+    counts = {(f.architecture, f.place[-4:].strip()): (f.num_base, f.num_head) for f in found.findings}
+    assert counts.pop(("torn", "256")) == (16, 15) and set(counts.values()) == {(8, 8)}
+    assert found.exit_code == 0 and found.counts == {"SAME": 4}
 
 
 def test_what_is_decided_is_measured_once(tmp_path):

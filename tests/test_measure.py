@@ -127,6 +127,32 @@ def test_what_each_case_saw_is_counted_without_the_token_that_is_never_fed():
     assert seen == {f"c{i}": 6 + i + 3 - 1 for i in range(5)}
 
 
+def test_a_driven_suite_whose_answers_were_not_finite_says_so_with_every_score(monkeypatch):
+    """It scores by itself, and the largest of what is no number is its first choice."""
+
+    class Driven(Scored):
+        driven = True
+
+        def drive(self, axes, run):
+            answers = run(list(self.cases(axes)))
+            return {"acc": 1.0, "asked": float(len(answers))}
+
+    real = continuations.score
+
+    def failing(model, cases, *others):
+        answers = real(model, cases, *others)
+        return [replace(a, logprobs=(math.nan,) * len(a.logprobs)) for a in answers]
+
+    def scores():
+        rows = measure(Driven(Suite.Options(), Context(ByteTokenizer(), None)))
+        return {row.metric: row.message for row in rows if row.metric in ("acc", "asked")}
+
+    assert scores() == {"acc": None, "asked": None}
+    monkeypatch.setattr(execute, "score", failing)
+    said = "The model's logits were not finite (first at token 1 of 3)."
+    assert scores() == {"acc": said, "asked": said}
+
+
 def test_logits_that_are_not_finite_are_said_with_the_score(monkeypatch):
     """The third case meets a network that has stopped giving numbers, from its second token on."""
 

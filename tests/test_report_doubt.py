@@ -32,6 +32,12 @@ def test_a_point_has_the_worst_verdict_that_more_than_half_share(verdicts, found
     assert [doubt.verdict for doubt in told.values()] == ([found] if found else [])
 
 
+def test_a_single_row_spoils_a_mean_that_it_is_in():
+    (doubt,) = doubts(rows_of("valid", "valid", "invalid"), ["name"], tolerated=0.0).values()
+    assert doubt.verdict == "invalid" and doubt.reasons == ("throttled",)
+    assert doubts(rows_of("valid", None), ["name"], tolerated=0.0) == {}
+
+
 def test_reasons_are_told_once_and_in_words():
     (doubt,) = doubts(rows_of("suspect", "suspect"), ["name"]).values()
     assert doubt.reasons == ("foreign_cpu_load", "spread")

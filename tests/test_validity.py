@@ -191,7 +191,7 @@ def test_batches_are_held_to_their_own_prediction():
 
 def test_a_score_of_logits_that_were_not_finite_is_invalid():
     case, answer = Case("c", (1,), forced=(2,)), Answer((2,), (math.nan,))
-    said = harness_rows._not_finite(case, answer)
+    said = harness_rows.not_finite(case, answer)
     assert NOT_FINITE in said
     rows = judged(
         [*cell_rows(), number(name="accuracy_any", value=0.0, phase="score", case="c", message=said)]

@@ -73,16 +73,21 @@ def test_who_runs_foreign_code_cannot_write():
     assert read(GITHUB / "workflows" / "gate.yml")["permissions"] == {}
 
 
-def test_a_fork_reaches_the_gpu_by_a_label_alone():
-    condition = jobs()["gate.yml:gate"]["if"]
-    assert "head.repo.full_name == github.repository" in condition and "gate-approved" in condition
+def test_no_event_of_a_pull_request_skips_its_gate():
+    """GitHub shows a skipped check as passed, in place of the failed one of the same commit."""
+    on = read(GITHUB / "workflows" / "gate.yml")[True]  # YAML 1.1 reads the word "on" as a truth value
+    assert on["pull_request"] == {"types": ["opened", "synchronize", "reopened"]}
+    assert jobs()["gate.yml:gate"]["if"] == "github.event_name == 'pull_request'"
 
 
-def test_a_machine_measures_one_thing_at_a_time():
-    own = [job for job in jobs().values() if "self-hosted" in job["runs-on"]]
-    assert len(own) == 2
-    groups = [job["concurrency"] for job in own]
-    assert groups == [{"group": "gate-gpu", "cancel-in-progress": False}] * 2
+def test_no_gate_cancels_that_of_another_pull_request():
+    """A concurrency group holds one waiting job, and cancels it when the next comes."""
+    own = {name: job.get("concurrency") for name, job in jobs().items() if "self-hosted" in job["runs-on"]}
+    group = "gate-${{ github.event.pull_request.number }}"
+    assert own == {
+        "gate.yml:gate": {"group": group, "cancel-in-progress": True},
+        "gate.yml:calibrate": None,
+    }
 
 
 def test_every_command_and_option_is_there():
@@ -123,3 +128,14 @@ def test_the_actions_script_refuses_what_it_cannot_gate(tmp_path, variables, say
     committed(tmp_path, "mine")
     done = run_action(tmp_path, **variables)
     assert done.returncode == 2 and says in done.stderr
+
+
+def test_the_action_does_not_take_a_moved_file_for_a_new_one(tmp_path):
+    from git_help import committed
+
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "mine.py").write_text('"""Mine."""\n')
+    committed(tmp_path, "mine")
+    (tmp_path / "old" / "mine.py").rename(tmp_path / "mine.py")
+    done = run_action(tmp_path, FILE="mine.py", BASE="HEAD")
+    assert done.returncode == 2 and "was old/mine.py in HEAD" in done.stderr

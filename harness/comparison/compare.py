@@ -11,9 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import UsageError
+from ..metrics import is_known
+from .cells import cells
 from .findings import VERDICTS, Comparison, Finding
 from .fingerprint import examine
-from .held_bytes import allocator, cells, exact
+from .held_bytes import allocator, exact
 from .latency import latencies
 from .quality import scores
 from .rules import Rules
@@ -70,6 +72,11 @@ def _notes(base: Measured, head: Measured, rules: Rules) -> list[str]:
     gone = sorted(set(base.by_metric) - set(head.by_metric))
     if gone:
         notes.append(f"Only base has {', '.join(gone)}.")
+    if rules.judges("quality"):
+        scored = base.ok["metric"][base.ok["phase"] == "score"].unique()
+        if unknown := sorted(name for name in scored if not is_known(name)):
+            told = ", ".join(unknown)
+            notes.append(f"Not judged, since nothing says which way is better: {told} (harness/metrics.py).")
     for name, side in (("base", base), ("head", head)):
         if side.side.dirty:
             notes.append(f"The sources of {name} differ from its commit.")
@@ -83,4 +90,6 @@ def _notes(base: Measured, head: Measured, rules: Rules) -> list[str]:
     peaks = any(name.startswith("peak_") for name in base.by_metric)
     if rules.judges("allocator") and peaks and not base.on_cuda:
         notes.append("Peaks of resident memory on a CPU are not judged.")
+    if rules.judges("allocator") and base.on_cuda & (base.in_company | head.in_company):
+        notes.append("What the allocator reserved for several architectures in one process is not judged.")
     return notes

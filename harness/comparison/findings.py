@@ -38,7 +38,7 @@ class Finding:
     `effect`, `low` and `high` are relative to base (0.05: five per cent more), of quality the difference
     head - base in the metric's unit; `low` to `high` is the 95 % interval. `p` is after Holm's correction.
     `threshold` is what the effect had to exceed, in the effect's unit. `num_base` and `num_head` count
-    processes (latency), cases (quality) or rows.
+    processes (latency; `num_invalid` were left out), cases (quality) or rows.
     """
 
     architecture: str
@@ -56,6 +56,7 @@ class Finding:
     threshold: float | None = None
     num_base: int = 0
     num_head: int = 0
+    num_invalid: int = 0  # left out of both
     message: str = ""
     suspect: str = ""  # reasons why the numbers are doubtful; they are judged all the same
 
@@ -131,9 +132,11 @@ class Comparison:
 
     @property
     def exit_code(self) -> int:
-        """3 refused, 1 a regression, 4 something invalid or insufficient, else 0."""
+        """3 refused, 1 a regression, 4 something invalid or insufficient or nothing compared, else 0."""
         if self.refusals:
             return EXIT_INCOMPARABLE
         if self.regressions:
             return EXIT_REGRESSION
-        return EXIT_INSUFFICIENT if self.unjudged else EXIT_PASS
+        # Where no number was set against another, nothing passed.
+        nothing = all(finding.kind == "cell" for finding in self.findings)
+        return EXIT_INSUFFICIENT if self.unjudged or nothing else EXIT_PASS

@@ -1,6 +1,7 @@
 """What must be the same on both sides, or a difference says nothing about the code.
 
-    machine    cpu, cores, affinity, cpu_quota, memory; on CUDA gpu, driver, clocks (limits and locks)
+    machine    cpu, cores, affinity, cpu_quota, memory; on CUDA gpu, driver, clocks: their limits, and how
+               fast they ran, within 5 % (the driver tells nobody whether they are locked)
     packages   python, torch, triton and whatever else the card lists
     settings   device, dtype, threads, seed, batch, shape, prefill_chunk, interleave, …
     inputs     model, weights (by architecture), text (by suite)
@@ -16,6 +17,8 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import pandas as pd
+
 from ..errors import UsageError
 from ..report.load import Run
 from .rules import Rules
@@ -28,6 +31,8 @@ NOT_COMPARED = ("repeats", "replicates", "timeout_s", "memory_limit_bytes", "exe
 #: Of the GPU's card: compared by themselves, or no matter of speed.
 _NAMED = ("name", "driver", "cuda_driver", "memory_bytes", "count")
 _GIB = 2**30
+#: Share by which the clocks of two runs may differ: as much as those of one may vary (harness.validity).
+CLOCK = 0.05
 
 Fingerprint = dict[str, Any]
 
@@ -107,13 +112,32 @@ def examine(base: Sequence[Run], head: Sequence[Run], rules: Rules) -> tuple[lis
     found: dict[str, str] = {}
     for one, other, sides in pairs:
         found = differences(one, other, sides) | found
-    found |= _of_calibration(base[0], rules)
+    found |= _of_clocks(base, head) | _of_calibration(base[0], rules)
     _known(rules.allow_different, {"calibration", *(name for side in prints for one in side for name in one)})
     allowed = found.keys() if rules.anyway else found.keys() & set(rules.allow_different)
     return (
         [told for name, told in found.items() if name not in allowed],
         [told for name, told in found.items() if name in allowed],
     )
+
+
+def _of_clocks(base: Sequence[Run], head: Sequence[Run]) -> dict[str, str]:
+    """Clocks of the GPU that ran at another speed, as far as both sides were sampled."""
+    for name in ("sm_clock_hz", "memory_clock_hz"):
+        fast = [[_busy_clock_hz(run, name) for run in side] for side in (base, head)]
+        left, right = (max((hz for hz in side if hz is not None), default=None) for side in fast)
+        if left is not None and right is not None and abs(left - right) > CLOCK * min(left, right):
+            told = f"{left / 1e6:.0f} MHz in base, {right / 1e6:.0f} MHz in head"
+            return {"clocks": f"clocks of the busy GPU, {name.removesuffix('_hz')} ({told})"}
+    return {}
+
+
+def _busy_clock_hz(run: Run, name: str) -> float | None:
+    """What a clock reached in a tenth of its samples: an idle GPU slows down, and is no matter here."""
+    if str((run.manifest.get("machine") or {}).get("device") or "cpu") == "cpu":
+        return None
+    sampled = pd.to_numeric(run.telemetry[name]).dropna()
+    return float(sampled.quantile(0.9)) if len(sampled) else None
 
 
 def _of_calibration(run: Run, rules: Rules) -> dict[str, str]:

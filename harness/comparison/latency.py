@@ -138,6 +138,7 @@ def _described(blank: Finding, base: Samples, head: Samples) -> Finding:
         head=float(np.median(head.values)) if head.num else None,
         num_base=base.num,
         num_head=head.num,
+        num_invalid=left_out,
         message=f"{TEST}, Holm{told}",
         suspect=suspect,
     )

@@ -7,6 +7,7 @@ INSUFFICIENT to one line per reason: a page of dashes hides the one line that ma
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 
 from ..metrics import NOTHING, metric
 from .findings import (
@@ -66,7 +67,21 @@ def folded(comparison: Comparison) -> list[str]:
     told += [f"INSUFFICIENT: {number} × {message}." for message, number in few.items()]
     failing = [f for f in comparison.findings if f.verdict == "SAME" and f.kind == "cell"]
     told += [f"{found.architecture} {found.suite} {found.place}: {found.message}." for found in failing]
-    return told
+    return told + list(_limits(comparison))
+
+
+def _limits(comparison: Comparison) -> Iterator[str]:
+    """What a latency had to exceed: a SAME at a limit of 20 % says less than one at 5 %."""
+    limits = [f.threshold for f in comparison.findings if f.kind == "latency" and f.threshold is not None]
+    if not limits:
+        return
+    noise = comparison.rules.calibration
+    of = "the noise of this machine is not known (kvmark calibrate)"
+    if noise:
+        of = f"the noise of this machine, calibrated {noise.created[:10]}, where it is above the threshold"
+    low, high = (f"{100 * limit:.3g} %" for limit in (min(limits), max(limits)))
+    told = low if low == high else f"{low} to {high}"
+    yield f"Latencies had to change by more than {told}: {of}."
 
 
 def suite_names(findings: list[Finding]) -> dict[str, str]:

@@ -46,6 +46,6 @@ def paired_p(change: float, interval: tuple[float, float], n: int) -> float:
     if n < FEW_PAIRS or math.isnan(interval[0]):
         return 1.0
     error = (interval[1] - interval[0]) / 2 / t95(n - 1)
-    if error == 0:
-        return 0.0 if change else 1.0
+    if error == 0:  # all differences are alike, and Student's t knows no spread: the sign test does
+        return 2.0 ** (1 - n) if change else 1.0
     return student_p(change / error, n - 1)

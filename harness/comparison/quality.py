@@ -49,6 +49,7 @@ class Difference:
     num: int
     test: str
     alike: bool
+    invalid: str = ""  # why some of the scores mean nothing
 
 
 def scores(base: Measured, head: Measured, points: Sequence[Point], rules: Rules) -> Iterator[Finding]:
@@ -62,7 +63,9 @@ def scores(base: Measured, head: Measured, points: Sequence[Point], rules: Rules
             message = f"{gone} of {len(own)} cases have no score in head"
             yield _missing(place, message, len(own), len(kept))
         else:
-            found = difference(own, other.loc[kept])
+            values = [name for name in own if name != "invalid"]
+            found = difference(own[values], other.loc[kept, values])
+            found = replace(found, invalid=_why([own["invalid"], other.loc[kept, "invalid"]]))
             pairs.append((_described(place, found, rules), found))
     for place, found in _of_cells(base, head, points):
         if found is None:
@@ -71,7 +74,19 @@ def scores(base: Measured, head: Measured, points: Sequence[Point], rules: Rules
             pairs.append((_described(place, found, rules), found))
     for (told, found), p in zip(pairs, holm([found.p for _, found in pairs]), strict=True):
         better = entry(told.metric).better or "high"
-        yield replace(told, p=p, verdict=verdict(found, p, better, told.threshold or 0.0, rules.alpha))
+        said = verdict(found, p, better, told.threshold or 0.0, rules.alpha)
+        if found.invalid and said != "WORSE":
+            told, said = replace(told, message=found.invalid), "INVALID"
+        yield replace(told, p=p, verdict=said)
+
+
+def _why(invalid: Sequence[pd.Series]) -> str:
+    """Of both sides: how many scores mean nothing, and why; empty if all mean something."""
+    counts = [int((side != "").sum()) for side in invalid]
+    if not any(counts):
+        return ""
+    reasons = dict.fromkeys(reason for side in invalid for reason in side[side != ""])
+    return f"invalid are {counts[0]} of {len(invalid[0])} in base, {counts[1]} in head ({'; '.join(reasons)})"
 
 
 def _missing(place: Place, message: str, num_base: int, num_head: int) -> Finding:
@@ -79,7 +94,7 @@ def _missing(place: Place, message: str, num_base: int, num_head: int) -> Findin
 
 
 def _pools(measured: Measured, points: Sequence[Point]) -> dict[Place, pd.DataFrame]:
-    """Cases of each pool: columns value and, where a ratio is made of them, count."""
+    """Cases of each pool: columns value, where a ratio is made of them count, and invalid (why, or "")."""
     wanted = set(points)
     pool = {
         number: (point[0], point[1], without(point[2], "depth"))
@@ -93,6 +108,9 @@ def _pools(measured: Measured, points: Sequence[Point]) -> dict[Place, pd.DataFr
     keys = pd.MultiIndex.from_frame(rows[["point", "case"]])
     values = {name: pd.Series(own["value"].to_numpy(), keys[rows["metric"] == name])
               for name, own in rows.groupby("metric")}  # fmt: skip
+    told = rows["validity_reasons"].fillna("invalid").where(rows["validity"] == "invalid", "")
+    wrong = {name: pd.Series(own.to_numpy(), keys[rows["metric"] == name])
+             for name, own in told.groupby(rows["metric"])}  # fmt: skip
     views = VIEWS_OF_NLL if "nll_nats" in values else ()
     found: dict[Place, pd.DataFrame] = {}
     for name, value in values.items():
@@ -102,11 +120,13 @@ def _pools(measured: Measured, points: Sequence[Point]) -> dict[Place, pd.DataFr
         cases = value.rename("value").reset_index()
         if counted in values:
             cases["count"] = values[counted].reindex(value.index).to_numpy()
+        cases["invalid"] = wrong[name].to_numpy()
         cases["trial"] = cases["case"].str.replace(QUERY, "", regex=True)
         for place, mine in cases.groupby(cases["point"].map(pool), sort=False):
-            whole = mine.groupby(["point", "trial"], sort=False).mean(numeric_only=True)
+            trials = mine.groupby(["point", "trial"], sort=False)
+            whole = trials.mean(numeric_only=True)
             ratios = "count" in whole and whole["count"].notna().all()
-            whole = whole if ratios else whole[["value"]]
+            whole = (whole if ratios else whole[["value"]]).assign(invalid=trials["invalid"].max())
             whole.index = pd.Index([f"{measured.points[number][2]} {trial}" for number, trial in whole.index])
             found[*place, ratio if ratios else name] = whole
     return found
@@ -149,32 +169,38 @@ def _of_cells(
     """Scores of whole cells, with standard errors where the suite gives them. None: not in head."""
     ours, theirs = _cell_scores(base), _cell_scores(head)
     wanted = set(points)
-    for (point, name), (value, error) in ours.items():
+    for (point, name), (value, error, wrong) in ours.items():
         if point not in wanted or not _judged(name):
             continue
         if (point, name) not in theirs:
             yield (*point, name), None
             continue
-        after, its_error = theirs[point, name]
+        after, its_error, its_wrong = theirs[point, name]
         spread = math.hypot(error, its_error)
         half = Z95 * spread
         p = normal_p((after - value) / spread) if spread > 0 else 1.0
         test = "normal, unpaired: no cases are stored" if spread > 0 else "no cases are stored"
         ends = (after - value - half, after - value + half) if spread > 0 else NO_INTERVAL
-        yield (*point, name), Difference(value, after, *ends, p, 1, test, value == after)
+        invalid = _why([pd.Series([wrong]), pd.Series([its_wrong])])
+        yield (*point, name), Difference(value, after, *ends, p, 1, test, value == after, invalid)
 
 
-def _cell_scores(measured: Measured) -> dict[tuple[Point, str], tuple[float, float]]:
-    """(point, metric) -> value and standard error (NaN: none) of what a suite scores without cases."""
+def _cell_scores(measured: Measured) -> dict[tuple[Point, str], tuple[float, float, str]]:
+    """(point, metric) -> value, standard error (NaN: none) and why it is invalid ("" if it is not), of what a
+    suite scores without cases."""
     found: dict[tuple[Point, str], float] = {}
+    wrong: dict[tuple[Point, str], str] = {}
     for name, rows in measured.by_metric.items():
         if entry(name).unit not in UNITS:
             continue
         own = rows[(rows["phase"] == "score") & np.isfinite(rows["value"])]
         for number, value in own.groupby("point")["value"].first().items():
             found[measured.points[number], name] = float(value)
+        bad = own[own["validity"] == "invalid"].drop_duplicates("point")
+        for number, reason in zip(bad["point"], bad["validity_reasons"].fillna("invalid"), strict=True):
+            wrong[measured.points[number], name] = reason
     return {
-        (point, name): (value, found.get((point, f"{name}_stderr"), math.nan))
+        (point, name): (value, found.get((point, f"{name}_stderr"), math.nan), wrong.get((point, name), ""))
         for (point, name), value in found.items()
     }
 

@@ -7,6 +7,7 @@ process of its own, so that a gate's second look (another folder) adds processes
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -54,6 +55,17 @@ class Measured:
         """Points that were measured on a GPU."""
         own = self.ok["point"][self.ok["device"].fillna("").str.startswith("cuda")]
         return {self.points[number] for number in own.unique()}
+
+    @cached_property
+    def in_company(self) -> set[Point]:
+        """Points of which several architectures were measured in one process, in turns."""
+        repeated = set(self.ok["point"][self.ok["repeat"].notna()])
+        plans = [run.manifest.get("plan") or {} for run in self.runs]
+        if not any((plan.get("settings") or {}).get("interleave", True) for plan in plans):
+            return set()
+        points = [self.points[number] for number in repeated]
+        asked = Counter(suite for _, suite in {point[:2] for point in points})
+        return {point for point in points if asked[point[1]] > 1}
 
     @cached_property
     def statuses(self) -> dict[Point, dict[int, str]]:

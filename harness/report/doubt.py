@@ -3,7 +3,7 @@
 Every row has a verdict of its own (harness.validity). A point of a chart and a field of a table stand for
 many rows: theirs is the worst verdict that more than half of the rows share, where an invalid row counts as
 suspect, too. So one bad repeat of five spoils nothing, and three do. Rows that nobody judged speak for no
-doubt.
+doubt. A score is a mean over its cases, and one that means nothing is in it: there a single row will do.
 
     †  suspect    something speaks against the number     ring around a hollow mark (rings.py)
     ‡  invalid    the number must not be used             the same with a cross; never the best of a table
@@ -37,8 +37,8 @@ class Doubt:
         return SIGNS[self.verdict]
 
 
-def doubts(rows: pd.DataFrame, keys: list[str]) -> dict[tuple, Doubt]:
-    """Values of `keys` -> doubt, for those in doubt."""
+def doubts(rows: pd.DataFrame, keys: list[str], tolerated: float = 0.5) -> dict[tuple, Doubt]:
+    """Values of `keys` -> doubt, for those of which more than the tolerated share of rows is in doubt."""
     told = rows["validity"].isin(list(SIGNS))
     if not told.any():
         return {}
@@ -47,8 +47,8 @@ def doubts(rows: pd.DataFrame, keys: list[str]) -> dict[tuple, Doubt]:
     bad = marked[told].groupby(keys)["validity_reasons"].unique().to_dict()
     found = {}
     for key, doubtful, invalid in zip(shares.index, shares["doubtful"], shares["invalid"], strict=True):
-        if doubtful > 0.5:
-            verdict = "invalid" if invalid > 0.5 else "suspect"
+        if doubtful > tolerated:
+            verdict = "invalid" if invalid > tolerated else "suspect"
             found[key] = Doubt(verdict, _named(bad[key]))
     return found
 
@@ -71,7 +71,7 @@ def score_doubts(group: Group, suite: str, metrics: tuple[str, ...] = ()) -> dic
     """(architecture, context) -> doubt about the scores of a suite: of these metrics, else of needles."""
     names = metrics or (needle_judge(suite)[0],)
     rows = group.ok[(group.ok["suite"] == suite) & group.ok["metric"].isin(names)]
-    return doubts(rows, ["architecture", "context"])
+    return doubts(rows, ["architecture", "context"], tolerated=0.0)
 
 
 def objects(found: Iterable[Doubt | None]) -> np.ndarray:

@@ -79,7 +79,23 @@ def _manifest(path: Path) -> dict[str, Any]:
     found = manifest.get("schema") if isinstance(manifest, dict) else None
     if found != SCHEMA_VERSION:
         raise StoreError(f"{path} has schema version {found}; this kvmark reads version {SCHEMA_VERSION}.")
+    cells = manifest.get("cells") or []
+    if not isinstance(cells, list) or not all(map(_is_cell, cells)):
+        raise StoreError(f"{path} has a list of cells that is damaged.")
     return manifest
+
+
+def _is_cell(cell: Any) -> bool:
+    names = ("key", "architecture", "suite")
+    named = isinstance(cell, dict) and all(isinstance(cell.get(name), str) for name in names)
+    return named and isinstance(cell.get("axes", {}), dict)
+
+
+def _is_axes(text: Any) -> bool:
+    try:
+        return isinstance(json.loads(text), dict)
+    except (TypeError, ValueError):
+        return False
 
 
 def _rows(path: Path, manifest: dict[str, Any]) -> pd.DataFrame:
@@ -91,6 +107,8 @@ def _rows(path: Path, manifest: dict[str, Any]) -> pd.DataFrame:
     if rows is None:
         tables = [read_table(file) for file in files]
         rows = pa.concat_tables(tables, promote_options="default").to_pandas()
+    if not all(map(_is_axes, rows["axes"].unique())):
+        raise StoreError(f"{path} holds rows whose axes are not a JSON object.")
     order = {key: number for number, key in enumerate(keys)}
     rows = rows[rows["cell"].isin(order.keys())]
     return rows.sort_values("cell", key=lambda cells: cells.map(order), kind="stable", ignore_index=True)

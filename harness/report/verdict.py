@@ -245,7 +245,7 @@ def _language_column(group: Group, source: Source) -> Column:
     rows = source_rows(group, source)
     rows = rows[rows["metric"] == "nll_nats"]
     header = f"bits/byte\n{source.name}" if is_pg19(source.label) else f"bits/byte\nnot PG-19: {source.name}"
-    doubtful = doubts(rows, ["architecture", "context"])
+    doubtful = doubts(rows, ["architecture", "context"], tolerated=0.0)
     return Column(header, "low", values, entries, rows, differs, relative, partial, doubtful)
 
 

@@ -34,7 +34,17 @@ fi
 
 cp -R "$kvmark/harness" "$kvmark/models" "$kvmark/suites" "$work"
 mine="$work/models/architectures/$name.py"
-git show "$BASE:./$FILE" > "$mine" 2> /dev/null || rm -f "$mine" # new in this pull request
+if git cat-file -e "$BASE:./$FILE" 2> /dev/null; then
+    git show "$BASE:./$FILE" > "$mine"
+else # new in this pull request, unless it was elsewhere before: then "new" would hide what became of it
+    top="$(git rev-parse --show-toplevel)"
+    { git ls-tree -r --name-only --full-tree "$BASE" | grep -E "(^|/)$name\.py$" || true; } | while read -r was; do
+        if [ ! -e "$top/$was" ]; then
+            echo "$FILE was $was in $BASE; move it in a pull request of its own." >&2
+            exit 2
+        fi
+    done
+fi
 own=(git -C "$work" -c user.name=kvmark -c user.email=kvmark@localhost -c commit.gpgsign=false)
 "${own[@]}" init --quiet
 "${own[@]}" add --force harness models suites
