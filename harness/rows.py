@@ -80,6 +80,8 @@ def cost_rows(base: Row, model: Any, readings: Readings, repeat: int | None) -> 
 
     prefill, prompt = readings.prefill, sum(readings.prompt_tokens)
     yield row("prompt_tokens", prompt, "prefill")
+    if readings.baseline_allocate_bytes is not None:
+        yield row("baseline_allocate_bytes", readings.baseline_allocate_bytes, "prefill")
     if prompt > batch:  # a prompt of one token per request is no prefill to speak of
         yield row("prefill_s", prefill.device_s, "prefill")
         yield row("prefill_wall_s", prefill.wall_s, "prefill")
@@ -88,8 +90,6 @@ def cost_rows(base: Row, model: Any, readings: Readings, repeat: int | None) -> 
             yield row("prefill_launch_share", prefill.launch_share, "prefill")
         yield row("prefill_tokens_per_s", prompt / prefill.device_s if prefill.device_s else None, "prefill")
         yield row("foreign_cpu_share", prefill.foreign_cpu_share, "prefill")
-        if readings.baseline_allocate_bytes is not None:
-            yield row("baseline_allocate_bytes", readings.baseline_allocate_bytes, "prefill")
         yield peak("baseline_prefill_bytes", readings.baseline_prefill_bytes, "prefill")
         yield peak("peak_prefill_bytes", readings.peak_prefill_bytes, "prefill")
         if readings.peak_prefill_reserved_bytes is not None:

@@ -209,6 +209,28 @@ def test_an_invalid_number_is_no_pass_however_alike_it_is(base, tmp_path, metric
         assert all("not_finite" in f.message for f in wrong)
 
 
+@pytest.mark.parametrize(("case", "left"), [("book-2", 5), (None, 0)])
+def test_what_has_no_score_on_both_sides_for_want_of_numbers_is_no_pass(tmp_path, case, left):
+    """NaN that nobody scored says nothing; NaN of logits that were not finite does."""
+
+    def side(name, seed, message):
+        def edit(row):
+            own = row.metric == "nll_nats" and case in (None, row.case)
+            return replace(row, value=math.nan, validity=None, message=message) if own else row
+
+        return write(tmp_path / name, seed=seed, quality=True, edit=edit)
+
+    said = "The model's logits were not finite (first at token 1 of 3)."
+    found = compare(*(side(f"broken{n}", n, said) for n in range(2)))
+    wrong = only(found.findings, verdict="INVALID")
+    assert found.exit_code == 4 and {f.suite for f in wrong} == {BOOKS} and len(wrong) == 2
+    assert {f.num_base for f in wrong} == {left}
+    count = f"{6 - left} of 6"
+    assert {f.message for f in wrong} == {f"invalid: {count} in base, {count} in head (not_finite)"}
+    found = compare(*(side(f"unscored{n}", n, None) for n in range(2)))
+    assert found.exit_code == 0 and not only(found.findings, verdict="INVALID")
+
+
 def test_an_invalid_score_that_fell_is_worse_all_the_same(base, tmp_path):
     def broken(row):
         own = row.metric == "accuracy_strict" and row.architecture == "transformer"

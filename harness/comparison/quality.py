@@ -22,6 +22,7 @@ import pandas as pd
 
 from ..metrics import metric as entry
 from ..statistics import NO_INTERVAL, Z95, normal_p, student
+from ..validity import NOT_FINITE
 from .findings import Finding
 from .pairs import mcnemar_p, newcombe, paired_p
 from .permutation import holm
@@ -56,16 +57,18 @@ def scores(base: Measured, head: Measured, points: Sequence[Point], rules: Rules
     """A finding per architecture, suite, pool of depths and score of base."""
     pairs: list[tuple[Finding, Difference]] = []
     theirs = _pools(head, points)
-    for place, own in _pools(base, points).items():
-        other = theirs.get(place, own.iloc[:0])
-        kept = own.index.intersection(other.index, sort=False)
+    for place, all_own in _pools(base, points).items():
+        all_other = theirs.get(place, all_own.iloc[:0])
+        own, other = (side[np.isfinite(side["value"])] for side in (all_own, all_other))
+        kept, invalid = own.index.intersection(other.index, sort=False), _why(all_own, all_other)
         if gone := len(own) - len(kept):
             message = f"{gone} of {len(own)} cases have no score in head"
             yield _missing(place, message, len(own), len(kept))
+        elif own.empty:
+            yield Finding(*place, "quality", "INVALID", message=invalid)
         else:
             values = [name for name in own if name != "invalid"]
-            found = difference(own[values], other.loc[kept, values])
-            found = replace(found, invalid=_why([own["invalid"], other.loc[kept, "invalid"]]))
+            found = replace(difference(own[values], other.loc[kept, values]), invalid=invalid)
             pairs.append((_described(place, found, rules), found))
     for place, found in _of_cells(base, head, points):
         if found is None:
@@ -80,13 +83,15 @@ def scores(base: Measured, head: Measured, points: Sequence[Point], rules: Rules
         yield replace(told, p=p, verdict=said)
 
 
-def _why(invalid: Sequence[pd.Series]) -> str:
-    """Of both sides: how many scores mean nothing, and why; empty if all mean something."""
-    counts = [int((side != "").sum()) for side in invalid]
-    if not any(counts):
-        return ""
-    reasons = dict.fromkeys(reason for side in invalid for reason in side[side != ""])
-    return f"invalid are {counts[0]} of {len(invalid[0])} in base, {counts[1]} in head ({'; '.join(reasons)})"
+def _why(base: pd.DataFrame, head: pd.DataFrame) -> str:
+    """How many scores mean nothing, and why; empty if all mean something."""
+    wrong = [side["invalid"][side["invalid"] != ""] for side in (base, head)]
+    reasons = "; ".join(dict.fromkeys(reason for side in wrong for reason in side))
+    counts = [
+        f"{len(bad)} of {len(side)} in {name}"
+        for bad, side, name in zip(wrong, (base, head), ("base", "head"), strict=True)
+    ]
+    return f"invalid: {', '.join(counts)} ({reasons})" if reasons else ""
 
 
 def _missing(place: Place, message: str, num_base: int, num_head: int) -> Finding:
@@ -94,7 +99,10 @@ def _missing(place: Place, message: str, num_base: int, num_head: int) -> Findin
 
 
 def _pools(measured: Measured, points: Sequence[Point]) -> dict[Place, pd.DataFrame]:
-    """Cases of each pool: columns value, where a ratio is made of them count, and invalid (why, or "")."""
+    """Cases of each pool: columns value, where a ratio is made of them count, and invalid (why, or "").
+
+    A value that is NaN since logits were not finite is among them; one that nobody scored is not.
+    """
     wanted = set(points)
     pool = {
         number: (point[0], point[1], without(point[2], "depth"))
@@ -103,12 +111,14 @@ def _pools(measured: Measured, points: Sequence[Point]) -> dict[Place, pd.DataFr
     }
     rows = measured.ok[measured.ok["phase"] == "score"]
     rows = rows[rows["point"].isin(pool) & rows["case"].notna() & rows["bin"].isna() & rows["layer"].isna()]
-    rows = rows[np.isfinite(rows["value"])]
+    broken = rows["message"].str.contains(NOT_FINITE, regex=False, na=False) & ~np.isfinite(rows["value"])
+    rows = rows[np.isfinite(rows["value"]) | broken]
     rows = rows.drop_duplicates(["point", "metric", "case"])  # replicates score the same cases again
     keys = pd.MultiIndex.from_frame(rows[["point", "case"]])
     values = {name: pd.Series(own["value"].to_numpy(), keys[rows["metric"] == name])
               for name, own in rows.groupby("metric")}  # fmt: skip
     told = rows["validity_reasons"].fillna("invalid").where(rows["validity"] == "invalid", "")
+    told = told.mask(~np.isfinite(rows["value"]), "not_finite")
     wrong = {name: pd.Series(own.to_numpy(), keys[rows["metric"] == name])
              for name, own in told.groupby(rows["metric"])}  # fmt: skip
     views = VIEWS_OF_NLL if "nll_nats" in values else ()
@@ -181,7 +191,7 @@ def _of_cells(
         p = normal_p((after - value) / spread) if spread > 0 else 1.0
         test = "normal, unpaired: no cases are stored" if spread > 0 else "no cases are stored"
         ends = (after - value - half, after - value + half) if spread > 0 else NO_INTERVAL
-        invalid = _why([pd.Series([wrong]), pd.Series([its_wrong])])
+        invalid = _why(*(pd.DataFrame({"invalid": [why]}) for why in (wrong, its_wrong)))
         yield (*point, name), Difference(value, after, *ends, p, 1, test, value == after, invalid)
 
 
