@@ -267,6 +267,29 @@ def test_due_times_do_not_drift_and_overrun_ticks_are_skipped():
     assert times == pytest.approx([0.0, 0.01, 0.02, 0.05, 0.06])
 
 
+@pytest.mark.parametrize(("tick_s", "num"), [(50e-6, 3000), (2e-3, 200)])
+def test_a_driver_that_answers_slowly_is_asked_less_often(tick_s, num):
+    """A minute at 20 ms. Two milliseconds of CPU a tick would be a tenth of a core."""
+    now, used = [0.0], [7.0]
+
+    class Slow:
+        def sample(self, pid):
+            used[0] += tick_s
+            return {}
+
+    def wait(seconds):
+        now[0] += seconds
+        return now[0] < 60
+
+    series = sampler.Series(0.02)
+    sampler.watch(os.getpid(), series, Slow(), wait, clock=lambda: now[0], cpu=lambda: used[0])
+    assert used[0] - 7 <= sampler.MOST_OF_A_CORE * 60 + sampler.FIRST_S + tick_s
+    assert len(series.rows) == pytest.approx(num, rel=0.01)
+    due = [row["t_s"] / 0.02 for row in series.rows]
+    assert due == pytest.approx([round(tick) for tick in due]), "ticks are left out, not moved"
+    assert due[:40] == pytest.approx(range(40)), "the first of a short job are all there"
+
+
 def test_a_long_run_is_thinned_evenly():
     series = sampler.Series(1.0, limit=8)
     t_s = 0.0
