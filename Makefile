@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# Where it is set every process compiles what it imports anew: a third of a second each, of hundreds.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test test-fast test-full test-slow mutate lint format clean
 
@@ -39,8 +41,8 @@ format: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --no-compile -c constraints.txt -e ".[dev]"
-	# Compiled side by side, and without what nobody here imports. Not left to the first import: where
-	# PYTHONDONTWRITEBYTECODE is set every process would compile torch anew.
+	# Compiled side by side, and without what nobody here imports. Not left to the first import: whoever runs
+	# kvmark under PYTHONDONTWRITEBYTECODE would wait for torch to be compiled each time.
 	-$(BIN)/python -m compileall -qq -j 0 -x '/tests?/|/testing/_internal/|/transformers/models/[^a]' $(VENV)/lib
 	touch $@
 

@@ -33,6 +33,15 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: order.get(item.path.stem, len(order)))
 
 
+@pytest.fixture(autouse=True, scope="session")
+def figures_are_drawn_here():
+    """As on a machine with one core: Matplotlib is imported once, and not for each page. test_report_pool and
+    every run of a command draw in other processes."""
+    from harness.report import pool
+
+    pool.usable_cores = lambda: {0}
+
+
 @pytest.fixture
 def network():
     """network(spec, shape="plain", dtype=torch.float64, **changes) -> a model in eval mode, no gradients."""
