@@ -5,19 +5,21 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
+_OWN = ("user.name=t", "user.email=t@localhost", "commit.gpgsign=false", "core.excludesFile=")
+
 
 def git(folder: Path, *arguments: str) -> str:
-    own = ["-c", "user.name=t", "-c", "user.email=t@localhost", "-c", "commit.gpgsign=false"]
+    own = [word for setting in _OWN for word in ("-c", setting)]
     return subprocess.run(
         ["git", *own, "-C", str(folder), *arguments], check=True, capture_output=True, text=True
     ).stdout.strip()
 
 
 def committed(folder: Path, message: str) -> str:
-    """Commit all that lies there, into a new repository if there is none; returns the commit."""
+    """Commit all that lies there and is not ignored, into a new repository if there is none; the commit."""
     if not (folder / ".git").exists():
         git(folder, "init", "--quiet")
-    git(folder, "add", "--force", "--all", ".")
+    git(folder, "add", "--all", ".")
     git(folder, "commit", "--quiet", "--allow-empty", "--message", message)
     return git(folder, "rev-parse", "HEAD")
 

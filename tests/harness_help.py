@@ -84,6 +84,7 @@ class Bench:
         for name in ("harness", "models", "suites"):
             # What is compiled comes along, without what another process is just writing.
             shutil.copytree(ROOT / name, self.source / name, ignore=shutil.ignore_patterns("*.pyc.*"))
+        shutil.copy(ROOT / ".gitignore", self.source)  # else compiled files make a committed copy dirty
         self.cwd.mkdir()
         self.here.mkdir()
         self._server: subprocess.Popen[str] | None = None

@@ -40,6 +40,12 @@ def sides_of(bench: Bench) -> list[str]:
     return found
 
 
+def sources(bench: Bench) -> dict[str, bytes]:
+    """What lies in the checkout, without the repository and what Python compiled meanwhile."""
+    apart = (".git", "__pycache__")
+    return {name: held for name, held in tree(bench.source).items() if not {*Path(name).parts} & {*apart}}
+
+
 def test_a_base_that_is_older_than_the_gate_is_told(bench):
     side = bench.source / "harness" / "side.py"
     content = side.read_bytes()
@@ -61,7 +67,7 @@ def test_a_gate_is_interrupted_goes_on_and_sees_what_head_changed(bench):
     bench.toy("fresh")
     fat = bench.source / "models" / "architectures" / "fat.py"
     fat.write_text(fat.read_text() + EXTRA)
-    before = {k: v for k, v in tree(bench.source).items() if not k.startswith(".git")}
+    before = sources(bench)
 
     process = bench.start("gate", "--base", "HEAD", *ASKED)
     finished = wait_for(lambda: sorted(bench.cwd.glob("results/local/gate-run-*/base/cells/[!.]*.parquet")))
@@ -82,7 +88,7 @@ def test_a_gate_is_interrupted_goes_on_and_sees_what_head_changed(bench):
     assert any("head does not know gone" in note for note in found["notes"])
     assert found["base"]["dirty"] is False and found["head"]["dirty"] is True
     assert worktrees(bench.source) == 1 and sides_of(bench) == []
-    assert {k: v for k, v in tree(bench.source).items() if not k.startswith(".git")} == before
+    assert sources(bench) == before
 
 
 @pytest.mark.full
