@@ -182,9 +182,9 @@ class _Plan:
         return {name: own if name in self.added else base for name in names}
 
     def _without_memory(self, spec: str) -> Any:
-        import torch
+        from models.skeleton import without_memory
 
-        with torch.device("meta"):
+        with without_memory():
             return models.build(spec, self.shape, self.dtype).to(self.dtype)
 
     def _random(self, device: str) -> dict[str, Any]:

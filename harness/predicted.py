@@ -39,15 +39,14 @@ def predictor(
 
     Built without memory; nothing is run.
     """
-    import torch
-
     import models
     from models.shapes import shape_from
+    from models.skeleton import without_memory
 
     from .loading import torch_dtype
 
     dtype = torch_dtype(settings.dtype)
-    with torch.device("meta"):
+    with without_memory():
         model = models.build(spec, shape_from(shape), dtype)
     weights = sum(parameter.numel() for parameter in model.parameters()) * dtype.itemsize
     chunk = settings.prefill_chunk

@@ -159,9 +159,8 @@ def predicted_bytes(prepared: Prepared, job: Job) -> tuple[int, int] | None:
 
     Cases are drawn, no model is run. None for a suite that another library drives.
     """
-    import torch
-
     from models.shapes import shape_from
+    from models.skeleton import without_memory
 
     from .execute import requests
     from .loading import torch_dtype
@@ -179,7 +178,7 @@ def predicted_bytes(prepared: Prepared, job: Job) -> tuple[int, int] | None:
         if not suite.interleaved:
             batch = min(max(requests(cases)) + 1, settings.batch, suite.most_together or settings.batch)
         found = prepared.weights[cell.architecture]
-        with torch.device("meta"):
+        with without_memory():
             model = models.build(cell.architecture, shape_from(found.shape), dtype)
         parameters |= {(found.owners[name], name): p.numel() for name, p in model.named_parameters()}
         capacity, prompt = max(case.num_tokens for case in cases), min(len(case.prompt) for case in cases)

@@ -101,14 +101,13 @@ def _checkpoint(order: Order) -> Frozen:
 
 def _model(spec: str, frozen: Frozen, init: str) -> Any:
     """The frozen network with compressors at their initial values; only what is trained has gradients."""
-    import torch
-
     import models
     from models import checkpoint
     from models.compressor_training import freeze, fresh_state
+    from models.skeleton import without_memory
 
     check_size(spec, frozen.shape)
-    with torch.device("meta"):
+    with without_memory():
         model = models.build(spec, frozen.shape)
     checkpoint.assign(model, frozen.state | fresh_state(model, init), frozen.base.name)
     freeze(model)

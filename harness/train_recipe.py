@@ -173,6 +173,7 @@ def _member(group: dict, settings: dict, shape: Shape, spec: str, seed: int, whe
 def _check_network(plan: Plan, where: str) -> None:
     """Raise ValueError where the shape, the hand-set heads or the lengths do not suit the architecture."""
     from models.initialisation import induction_heads
+    from models.skeleton import without_memory
     from suites.tokenizer import ByteTokenizer
 
     if plan.shape.vocab <= ByteTokenizer.bos:
@@ -180,8 +181,8 @@ def _check_network(plan: Plan, where: str) -> None:
         raise RecipeError(f"The shape in {where} needs a vocab of at least {least}, not {plan.shape.vocab}.")
     heads = plan.steps.induction_heads
     check_size(plan.spec, plan.shape)
-    # Not on the meta device, whose first initial value imports torch's compiler: 2 seconds.
-    model = models.build(plan.spec, plan.shape)
+    with without_memory():
+        model = models.build(plan.spec, plan.shape)
     if plan.spec.startswith("lococo"):
         if heads:
             raise RecipeError(f"Key 'induction_heads' in {where} must be 0: compressors have none.")

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from .architecture import Shape
+from .skeleton import without_memory
 
 
 def room_of(options: Any) -> int:
@@ -37,7 +38,7 @@ def resolve(module: Any, options: Any, shape: Shape, dtype: torch.dtype) -> Any:
             small = with_budget(budget)
         except ValueError:
             return None
-        with torch.device("meta"):
+        with without_memory():
             model = module.Model(shape, small)
         # Longer than any budget, and all of it a prompt: the steady state.
         return model.cache_bytes(4 * limit, 1, dtype, prompt=4 * limit).total

@@ -6,7 +6,6 @@ import math
 import sys
 
 import pytest
-from rouge_score.rouge_scorer import RougeScorer
 
 from suites.data import DataError
 from suites.scoring import SCROLLS_SEVEN, exact_match, normalise, rouge, scrolls_score, task_score, token_f1
@@ -72,6 +71,8 @@ def test_rouge_by_hand(prediction, references, r1, r2, rl):
 
 
 def test_rouge_is_that_of_the_package_for_the_best_reference():
+    from rouge_score.rouge_scorer import RougeScorer  # imports SciPy, which nothing else here needs
+
     scorer = RougeScorer(["rouge1", "rouge2", "rougeL"], use_stemmer=False)
     words = (
         "Der Hund bit the man, and the man — naïve as ever — bit the dog's tail; nobody knows why. 42".split()

@@ -10,6 +10,7 @@ import torch
 import models
 
 from ..budget import resolve
+from ..skeleton import without_memory
 from . import networks
 from .law import Broken, equal, law, same
 from .subject import Subject
@@ -86,7 +87,7 @@ def budget_bytes_is_the_largest_that_fits(s: Subject) -> None:
 
     def held(budget: int) -> int:
         options = dataclasses.replace(s.options, budget=budget)
-        with torch.device("meta"):
+        with without_memory():
             model = type(s.model())(networks.SHAPES[s.shape], options)
         return model.cache_bytes(length, 1, dtype, prompt=length).total
 
