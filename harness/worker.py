@@ -159,12 +159,8 @@ class Worker:
                 self.journal(cell).discard()
                 self.say("done", cell=cell.key)
             return True
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG):
-                raise
-            return self.fail(current, "crash", error)
         except BaseException as error:
-            if isinstance(error, KeyboardInterrupt | Ended):
+            if isinstance(error, KeyboardInterrupt | Ended) or cannot_write(error):
                 raise
             return self.fail(current, "oom" if is_out_of_memory(error, limited) else "crash", error)
 
@@ -236,6 +232,12 @@ class Worker:
 
 def _changed(what: str, before: str | None, now: str | None) -> str:
     return f"the {what} changed from {before} to {now}."
+
+
+def cannot_write(error: BaseException) -> bool:
+    """Whether no row could be written either: that is for the parent to say."""
+    kinds = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG)
+    return isinstance(error, OSError) and error.errno in kinds
 
 
 def is_out_of_memory(error: BaseException, limited: bool = False) -> bool:

@@ -30,6 +30,7 @@ TOYS = {
     "raises": 'raise RuntimeError("the policy lost its place.\\\\nsecond line")',
     "leaves": "os._exit(0)",
     "quits": "raise SystemExit(0)",
+    "refused": 'raise OSError(12, "Cannot allocate memory")',
     "sleeps": "time.sleep(3600)",
     "victim": '(HERE / "victim").write_text(str(os.getpid()))\ntime.sleep(3600)',
     "hogs": "self.hoard = [torch.ones(1 << 26) for _ in range(40)]",
@@ -72,6 +73,7 @@ EXPECTED = {
     "raises": ("crash", "RuntimeError: the policy lost its place"),
     "leaves": ("crash", "exit code 0"),
     "quits": ("crash", "SystemExit"),
+    "refused": ("oom", "OSError: [Errno 12] Cannot allocate memory"),  # as any file's opening may be
     "sleeps": ("timeout", f"{TIMEOUT_S} s"),
     "victim": ("crash", "SIGKILL"),
 }
@@ -89,7 +91,7 @@ def test_a_failure_is_a_row_with_status_message_and_phase(broken, name):
     assert words in row.message and "\n" not in row.message
     assert (row.metric, row.phase, row["axes"]) == ("failure", "prefill", '{"batch": 1, "context": 64}')
     assert (row.weights, row.machine) == (mine.weights.iloc[0], mine.machine.iloc[0])
-    assert pd.isna(row.value)
+    assert pd.isna(row.value) == (status != "oom")  # what it held then
     # Nothing else of that cell, and its other sizes are measured.
     assert len(mine[mine["axes"] == row["axes"]]) == 1
     assert set(mine[mine.metric == "prefill_s"]["axes"]) == {
@@ -109,7 +111,7 @@ def test_partners_of_a_failed_cell_are_measured_all_the_same(broken):
 def test_crashes_and_timeouts_end_with_exit_code_1(bench, broken):
     done, _ = broken
     assert done.code == 1
-    assert done.err == "kvmark: 6 of 21 cells crashed or timed out; see the report.\n"
+    assert done.err == "kvmark: 6 of 24 cells crashed or timed out; see the report.\n"
     assert (bench.cwd / "reports" / "local" / "broken" / "index.html").exists()
     assert "aborts" in done.out and processes_of(bench.cwd / "broken") == []
 
